@@ -1,0 +1,282 @@
+"""What distinguishes one Llama from another: eleven numbers and a rotary scaling."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llama_nb.errors import CorruptFileError, InputError, MissingFileError
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of the rotary wavelengths (`layers.rope_frequencies`).
+
+    Wavelengths below `original_context / high_freq_factor` tokens stay, those above
+    `original_context / low_freq_factor` are multiplied by `factor`, with a smooth band between.
+    """
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """The shape of a Llama. Frozen and hashable, so it can be a static argument of `jax.jit`.
+
+    The letters are the book's notation: V `vocab_size`, D `embed_dim`, F `ffn_dim`, L `num_layers`,
+    N `num_heads`, K `num_kv_heads`, H `head_dim`; `context` is in tokens.
+    """
+
+    vocab_size: int
+    embed_dim: int
+    ffn_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context: int
+    rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tied: bool = False
+
+    def __post_init__(self):
+        for field in (
+            "vocab_size",
+            "embed_dim",
+            "ffn_dim",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "context",
+        ):
+            size = getattr(self, field)
+            if not isinstance(size, int) or size < 1:
+                raise InputError(f"{field} is {size!r}; it must be a whole number of at least 1.")
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"{self.num_heads} query heads cannot share {self.num_kv_heads} KV heads evenly; "
+                "num_heads must be a multiple of num_kv_heads."
+            )
+        if self.head_dim % 2:
+            raise InputError(
+                f"head_dim is {self.head_dim}; RoPE rotates pairs, so it must be even."
+            )
+
+    @property
+    def group_size(self) -> int:
+        """Query heads per KV head, G = N / K."""
+        return self.num_heads // self.num_kv_heads
+
+    def param_count(self) -> int:
+        """Return the exact number of parameters; a tied head counts once."""
+        D, F, H = self.embed_dim, self.ffn_dim, self.head_dim
+        attention = D * H * (2 * self.num_heads + 2 * self.num_kv_heads)
+        block = attention + 3 * D * F + 2 * D
+        embeddings = self.vocab_size * D * (1 if self.tied else 2)
+        return embeddings + self.num_layers * block + D
+
+    def flops_per_token(self, context: int = 0) -> int:
+        """Return the FLOPs of one forward token that attends to `context` positions.
+
+        Two per multiply-add in every matrix product: `2 * (parameters in matrices)` for the weights
+        (the embedding is a lookup, so it costs nothing, but the head does) and
+        `4 * L * N * H * context` for the scores and the weighted sum.
+        """
+        D, F, H = self.embed_dim, self.ffn_dim, self.head_dim
+        attention = D * H * (2 * self.num_heads + 2 * self.num_kv_heads)
+        weights = self.num_layers * (attention + 3 * D * F) + self.vocab_size * D
+        return 2 * weights + 4 * self.num_layers * self.num_heads * H * context
+
+    def cache_bytes_per_token(self, itemsize: int = 2) -> int:
+        """Return the bytes that one position of one sequence takes in the KV cache."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * itemsize
+
+
+def llama_ffn_dim(embed_dim: int, multiple_of: int, multiplier: float | None = None) -> int:
+    """Return F as Meta's `params.json` implies it.
+
+    Two thirds of `4 D`, so that three matrices cost what two of width `4 D` would, times an
+    optional multiplier, rounded up to `multiple_of` (Llama 1, section 2.2; Meta's `FeedForward`).
+    """
+    hidden = int(2 * (4 * embed_dim) / 3)
+    if multiplier is not None:
+        hidden = int(multiplier * hidden)
+    return multiple_of * math.ceil(hidden / multiple_of)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, or say in one sentence what is wrong with the file."""
+    if not path.is_file():
+        raise MissingFileError(f"{path} does not exist; a checkpoint folder needs it.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CorruptFileError(f"{path} is not valid JSON ({error}); fetch it again.") from None
+    if not isinstance(content, dict):
+        raise CorruptFileError(f"{path} holds a {type(content).__name__}, not a JSON object.")
+    return content
+
+
+def _need(source: Mapping[str, Any], key: str, where: str) -> Any:
+    if source.get(key) is None:
+        raise InputError(f"{where} has no {key!r}, which a Llama needs.")
+    return source[key]
+
+
+def from_meta(params: Mapping[str, Any], *, vocab_size: int | None = None) -> LlamaConfig:
+    """Return the config that Meta's `params.json` describes.
+
+    Parameters
+    ----------
+    params
+        The file's content.
+    vocab_size
+        For Llama 1 and 2, whose files say -1: the rows of `tok_embeddings` (32,000).
+
+    Raises
+    ------
+    InputError
+        When a number is missing or the vocabulary is unknown.
+    """
+    where = "params.json"
+    dim, heads = _need(params, "dim", where), _need(params, "n_heads", where)
+    vocab = params.get("vocab_size", -1)
+    vocab = vocab if vocab > 0 else vocab_size
+    if vocab is None:
+        raise InputError(
+            "params.json gives no vocabulary size (-1); pass vocab_size=32000 for Llama 1 and 2."
+        )
+    # Nothing in the file names the generation; scaled RoPE came with 3.1, theta 500,000 with 3.
+    scaled = params.get("use_scaled_rope", False)
+    theta = float(params.get("rope_theta", 10_000.0))
+    context = (
+        131_072
+        if scaled
+        else 8192
+        if theta >= 500_000
+        else 2048
+        if params.get("norm_eps") == 1e-6
+        else 4096
+    )
+    ffn_dim = params.get("hidden_dim") or llama_ffn_dim(
+        dim, params.get("multiple_of", 256), params.get("ffn_dim_multiplier")
+    )
+    return LlamaConfig(
+        vocab_size=vocab,
+        embed_dim=dim,
+        ffn_dim=ffn_dim,
+        num_layers=_need(params, "n_layers", where),
+        num_heads=heads,
+        num_kv_heads=params.get("n_kv_heads") or heads,
+        head_dim=params.get("head_dim") or dim // heads,
+        context=params.get("max_seq_len", context),
+        rope_theta=theta,
+        rope_scaling=RopeScaling(factor=float(params.get("rope_scaling_factor") or 8.0))
+        if scaled
+        else None,
+        norm_eps=params.get("norm_eps", 1e-5),
+    )
+
+
+def from_hf(config: Mapping[str, Any]) -> LlamaConfig:
+    """Return the config that a Hugging Face `config.json` describes (transformers 4 or 5 spelling).
+
+    Raises
+    ------
+    InputError
+        When a number is missing, or the file asks for something no Llama has (another
+        architecture, biases, an unknown rotary scaling).
+    """
+    where = "config.json"
+    kind = config.get("model_type", "llama")
+    if kind != "llama":
+        raise InputError(
+            f"config.json describes a {kind!r} model; this package runs 'llama' models."
+        )
+    if config.get("attention_bias") or config.get("mlp_bias"):
+        raise InputError("config.json asks for biases in its projections; no Llama has them.")
+    if config.get("hidden_act", "silu") != "silu":
+        raise InputError(
+            f"config.json asks for the activation {config['hidden_act']!r}; Llama uses 'silu'."
+        )
+    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "llama3"):
+        raise InputError(
+            f"config.json asks for RoPE scaling {rope_type!r}; 'llama3' and 'default' are known."
+        )
+    scaling = None
+    if rope_type == "llama3":
+        scaling = RopeScaling(
+            factor=float(_need(rope, "factor", where)),
+            low_freq_factor=float(rope.get("low_freq_factor", 1.0)),
+            high_freq_factor=float(rope.get("high_freq_factor", 4.0)),
+            original_context=int(rope.get("original_max_position_embeddings", 8192)),
+        )
+    heads, dim = _need(config, "num_attention_heads", where), _need(config, "hidden_size", where)
+    return LlamaConfig(
+        vocab_size=_need(config, "vocab_size", where),
+        embed_dim=dim,
+        ffn_dim=_need(config, "intermediate_size", where),
+        num_layers=_need(config, "num_hidden_layers", where),
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or dim // heads,
+        context=config.get("max_position_embeddings", 2048),
+        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
+        rope_scaling=scaling,
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def from_gguf(metadata: Mapping[str, Any], *, tied: bool, rope_factors: Any = None) -> LlamaConfig:
+    """Return the config in a GGUF file's metadata.
+
+    Parameters
+    ----------
+    metadata
+        Key to value, `llama.block_count` and so on.
+    tied
+        Whether the file lacks `output.weight`; GGUF says it in no other way.
+    rope_factors
+        The `rope_freqs.weight` tensor, shape (H/2,), of Llama 3.1 and later: what each rotary
+        frequency is divided by. Its largest entry is the scaling's factor.
+
+    Raises
+    ------
+    InputError
+        When the architecture is another or a key is missing.
+    """
+    where = "the GGUF metadata"
+    architecture = _need(metadata, "general.architecture", where)
+    if architecture != "llama":
+        raise InputError(
+            f"the GGUF file holds a {architecture!r} model; this package runs 'llama' models."
+        )
+    heads = _need(metadata, "llama.attention.head_count", where)
+    dim = _need(metadata, "llama.embedding_length", where)
+    vocab = metadata.get("llama.vocab_size") or len(_need(metadata, "tokenizer.ggml.tokens", where))
+    return LlamaConfig(
+        vocab_size=int(vocab),
+        embed_dim=dim,
+        ffn_dim=_need(metadata, "llama.feed_forward_length", where),
+        num_layers=_need(metadata, "llama.block_count", where),
+        num_heads=heads,
+        num_kv_heads=metadata.get("llama.attention.head_count_kv") or heads,
+        head_dim=metadata.get("llama.attention.key_length")
+        or metadata.get("llama.rope.dimension_count")
+        or dim // heads,
+        context=_need(metadata, "llama.context_length", where),
+        rope_theta=float(metadata.get("llama.rope.freq_base", 10_000.0)),
+        rope_scaling=None if rope_factors is None else RopeScaling(factor=float(max(rope_factors))),
+        norm_eps=round(float(_need(metadata, "llama.attention.layer_norm_rms_epsilon", where)), 10),
+        tied=tied,
+    )
