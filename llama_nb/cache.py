@@ -1,0 +1,71 @@
+"""The KV cache: what attention keeps of the past, as one pytree of fixed shape."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from llama_nb.config import LlamaConfig
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of every layer, and which of their slots hold text.
+
+    Sequences of different lengths share the next free slot: each begins where it must to end with
+    the others. Fixed shapes are what lets one compiled step serve every token, and donating the
+    cache to that step is what lets it write in place.
+
+    Attributes
+    ----------
+    keys, values
+        One array per layer, shape (B, S, K, H); separate arrays, since updating a slice of one
+        stacked array would move all of it.
+    starts
+        Slot of each sequence's first token, shape (B,), int32.
+    length
+        Slots in use, counted from 0, shape (), int32; the next token goes there.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    starts: jax.Array
+    length: jax.Array
+
+    @classmethod
+    def create(
+        cls, config: LlamaConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32
+    ) -> "KVCache":
+        """Return an empty cache of `capacity` slots for `batch` sequences."""
+        shape = (batch, capacity, config.num_kv_heads, config.head_dim)
+        # Distinct arrays: a donated buffer may appear in a call only once.
+        return cls(
+            keys=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
+            values=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
+            starts=jnp.zeros((batch,), jnp.int32),
+            length=jnp.zeros((), jnp.int32),
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Slots, S."""
+        return self.keys[0].shape[1]
+
+    def positions(self, T: int) -> jax.Array:
+        """Return the RoPE positions of the next T tokens, shape (B, T); padding counts as 0."""
+        slots = self.length + jnp.arange(T)
+        return jnp.maximum(slots[None, :] - self.starts[:, None], 0)
+
+    def write(self, layer: int, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return one layer's keys and values with T new ones in the next slots.
+
+        The caller makes sure that they fit: XLA would clamp the start and overwrite the past.
+        """
+        at = (0, self.length, 0, 0)
+        return (
+            jax.lax.dynamic_update_slice(self.keys[layer], k.astype(self.keys[layer].dtype), at),
+            jax.lax.dynamic_update_slice(
+                self.values[layer], v.astype(self.values[layer].dtype), at
+            ),
+        )

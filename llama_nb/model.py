@@ -1,0 +1,217 @@
+"""The Llama itself: a Flax NNX module tree over the functions of `layers`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from llama_nb import compat, layers
+from llama_nb.cache import KVCache
+from llama_nb.config import LlamaConfig
+
+_INIT_STD = 0.02  # GPT-2's, and every Llama's `initializer_range`.
+
+
+class _Maker:
+    """Makes parameters: drawn at random, or only their shapes."""
+
+    def __init__(self, rngs: nnx.Rngs | None, dtype: Any):
+        self.rngs, self.dtype = rngs, dtype
+
+    def normal(self, *shape: int, axes: tuple[str, ...]) -> nnx.Param:
+        if self.rngs is None:
+            return nnx.Param(jax.ShapeDtypeStruct(shape, self.dtype), axes=axes)
+        drawn = jax.random.normal(self.rngs.params(), shape, self.dtype)
+        return nnx.Param(drawn * jnp.asarray(_INIT_STD, self.dtype), axes=axes)
+
+    def ones(self, size: int) -> nnx.Param:
+        if self.rngs is None:
+            return nnx.Param(jax.ShapeDtypeStruct((size,), self.dtype), axes=("embed",))
+        return nnx.Param(jnp.ones((size,), self.dtype), axes=("embed",))
+
+
+class Attention(nnx.Module):
+    """Projections of grouped-query attention."""
+
+    def __init__(self, config: LlamaConfig, make: _Maker):
+        D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+        self.q_proj = make.normal(D, N, H, axes=("embed", "heads", "head_dim"))
+        self.k_proj = make.normal(D, K, H, axes=("embed", "kv_heads", "head_dim"))
+        self.v_proj = make.normal(D, K, H, axes=("embed", "kv_heads", "head_dim"))
+        self.o_proj = make.normal(N, H, D, axes=("heads", "head_dim", "embed"))
+
+
+class MLP(nnx.Module):
+    """Weights of the SwiGLU feed-forward layer."""
+
+    def __init__(self, config: LlamaConfig, make: _Maker):
+        D, F = config.embed_dim, config.ffn_dim
+        self.gate_proj = make.normal(D, F, axes=("embed", "ffn"))
+        self.up_proj = make.normal(D, F, axes=("embed", "ffn"))
+        self.down_proj = make.normal(F, D, axes=("ffn", "embed"))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map (B, T, D) to (B, T, D)."""
+        gate = layers.dense(x, compat.value(self.gate_proj))
+        up = layers.dense(x, compat.value(self.up_proj))
+        return layers.dense(layers.swiglu(gate, up), compat.value(self.down_proj))
+
+
+class Block(nnx.Module):
+    """One layer: attention and feed-forward, each after a norm and added to the stream."""
+
+    def __init__(self, config: LlamaConfig, make: _Maker):
+        self.attn_norm = make.ones(config.embed_dim)
+        self.attn = Attention(config, make)
+        self.mlp_norm = make.ones(config.embed_dim)
+        self.mlp = MLP(config, make)
+
+
+class Llama(nnx.Module):
+    """A Llama of any generation.
+
+    Every parameter carries its logical axes (`param.axes`, names out of vocab, embed, heads,
+    kv_heads, head_dim, ffn); what they mean on a mesh is `sharding`'s business. Head and feature
+    counts are read off the weights, so a shard of the model runs through the same code.
+
+    Parameters
+    ----------
+    config
+        The shape.
+    rngs
+        Where random weights come from. None makes parameters that are shapes only
+        (`jax.ShapeDtypeStruct`): enough to load into or to compile for, at no memory.
+    dtype
+        Of every parameter.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, *, rngs: nnx.Rngs | None = None, dtype: Any = jnp.float32
+    ):
+        make = _Maker(rngs, dtype)
+        self.config = config
+        self.embed = make.normal(config.vocab_size, config.embed_dim, axes=("vocab", "embed"))
+        self.layers = compat.module_list([Block(config, make) for _ in range(config.num_layers)])
+        self.norm = make.ones(config.embed_dim)
+        if not config.tied:
+            # (V, D) as the embedding, so that one formula serves tied and untied heads.
+            self.lm_head = make.normal(config.vocab_size, config.embed_dim, axes=("vocab", "embed"))
+
+    def __call__(self, tokens: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+        """Return the logits of every next token, without a cache.
+
+        Parameters
+        ----------
+        tokens
+            Shape (B, T), integers in [0, V).
+        positions
+            RoPE positions, shape (B, T); by default 0 to T - 1.
+
+        Returns
+        -------
+        jax.Array
+            Shape (B, T, V), float32.
+        """
+        return self.logits(self.hidden(tokens, positions=positions)[0])
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        cache: KVCache | None = None,
+        *,
+        positions: jax.Array | None = None,
+        fresh: bool = False,
+        tp_axis: str | None = None,
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Run the blocks and the last norm.
+
+        Parameters
+        ----------
+        tokens
+            Shape (B, T).
+        cache
+            The past. The T new keys and values are written after it; `length` is the caller's to
+            advance, since of a padded chunk only a part is text. None attends within `tokens`.
+        positions
+            Without a cache: RoPE positions, shape (B, T).
+        fresh
+            The cache is known to be empty, so queries need only look at the T new keys.
+        tp_axis
+            Name of the mesh axis that splits heads and features, inside `jax.shard_map`: partial
+            sums are added over it twice a layer.
+
+        Returns
+        -------
+        tuple
+            Hidden states of shape (B, T, D), and the cache with the new keys and values.
+        """
+        config = self.config
+        B, T = tokens.shape
+        attend_self = cache is None or fresh
+        if positions is None:
+            if cache is None:
+                positions = jnp.broadcast_to(jnp.arange(T), (B, T))
+            else:
+                positions = cache.positions(T)
+        frequencies = layers.rope_frequencies(
+            config.head_dim, config.rope_theta, config.rope_scaling
+        )
+        cos, sin = layers.rope_angles(positions, frequencies)
+        starts = jnp.zeros((B,), jnp.int32) if cache is None else cache.starts
+        first = 0 if attend_self else cache.length
+        mask = layers.causal_mask(starts, first, T, T if attend_self else cache.capacity)
+        block = max(128, T // 8)
+
+        def reduce(x):
+            return x if tp_axis is None else jax.lax.psum(x, tp_axis)
+
+        x = compat.value(self.embed)[tokens]
+        keys, values = [], []
+        for index, layer in enumerate(self.layers):
+            attn = layer.attn
+            h = layers.rms_norm(x, compat.value(layer.attn_norm), config.norm_eps)
+            q = layers.rope(layers.dense(h, compat.value(attn.q_proj)), cos, sin)  # (B, T, N, H)
+            k = layers.rope(layers.dense(h, compat.value(attn.k_proj)), cos, sin)  # (B, T, K, H)
+            v = layers.dense(h, compat.value(attn.v_proj))
+            if cache is not None:
+                all_k, all_v = cache.write(index, k, v)  # (B, S, K, H)
+                keys.append(all_k)
+                values.append(all_v)
+            if attend_self:
+                mixed = layers.causal_attention(q, k, v, mask, block)
+            else:
+                mixed = layers.attention(q, all_k, all_v, mask)
+            x = x + reduce(layers.dense(mixed, compat.value(attn.o_proj), contract=2))
+            h = layers.rms_norm(x, compat.value(layer.mlp_norm), config.norm_eps)
+            x = x + reduce(layer.mlp(h))
+        x = layers.rms_norm(x, compat.value(self.norm), config.norm_eps)
+        if cache is not None:
+            cache = KVCache(tuple(keys), tuple(values), cache.starts, cache.length)
+        return x, cache
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Return next-token logits, shape (B, T, V) float32, of hidden states (B, T, D)."""
+        head = compat.value(self.embed if self.config.tied else self.lm_head)
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        if rows.shape[0] == 1:
+            # matrix @ vector: four times as fast as vector @ matrix.T on recent CPU backends.
+            flat = jnp.matmul(head, rows[0], preferred_element_type=jnp.float32)
+        else:
+            flat = jnp.matmul(rows, head.T, preferred_element_type=jnp.float32)
+        return flat.reshape(*hidden.shape[:-1], -1)
+
+
+def params_of(model: Llama) -> dict[str, Any]:
+    """Return the parameters as nested dicts of arrays: what jitted programs take as an argument.
+
+    A plain dict is flattened by C++ at every call; a tree of NNX variables is not.
+    """
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def with_params(config: LlamaConfig, params: dict[str, Any]) -> Llama:
+    """Return the model of that shape that holds these parameters (`params_of`'s inverse)."""
+    graph, state = nnx.split(Llama(config))
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
