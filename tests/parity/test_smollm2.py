@@ -1,0 +1,81 @@
+"""The real model: our logits and our words against Hugging Face's, from the same file."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_nb import chat
+from llama_nb.session import Session
+
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
+
+TEXTS = [
+    "A",
+    "The quick brown fox jumps over the lazy dog.",
+    "def fib(n):\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n",
+    "Il était une fois, dans un pays lointain, 42 chats – 🐈 – et 猫.",
+    "In 1969 people walked on the Moon for the first time. " * 36,
+]
+
+QUESTIONS = [
+    "What is the capital of France?",
+    "Who wrote Romeo and Juliet?",
+    "What is 12 plus 30?",
+    "Name three primary colours.",
+    "Why is the sky blue?",
+    "Write a haiku about the sea.",
+    "What does a compiler do?",
+    "Translate 'good morning' into Spanish.",
+    "How many legs does a spider have?",
+    "What is photosynthesis?",
+    "Give me a recipe for pancakes.",
+    "Who was the first person on the Moon?",
+    "What is the largest planet?",
+    "Explain gravity to a child.",
+    "Write a Python function that reverses a list.",
+    "What is the boiling point of water?",
+    "List the days of the week.",
+    "What is a prime number?",
+    "Tell me a story about a dragon. 🐉",
+    "What's the difference between a llama and an alpaca?",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: f"{len(text)}-characters")
+def test_logits(smollm2, hf_smollm2, text):
+    import torch
+
+    ids = smollm2.tokenizer.encode(text)[:400]
+    with torch.no_grad():
+        expected = hf_smollm2.model(torch.tensor([ids])).logits[0].numpy()
+    got = np.asarray(smollm2.model(jnp.array([ids])))[0]
+    assert np.abs(got - expected).max() < 2e-3
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_sixty_four_greedy_tokens(smollm2, hf_smollm2, question):
+    import torch
+
+    messages = [{"role": "user", "content": question}]
+    ids = chat.encode_chat(smollm2.tokenizer, messages)
+    prompt = torch.tensor([ids])
+    with torch.no_grad():
+        expected = hf_smollm2.model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            min_new_tokens=64,
+            max_new_tokens=64,
+            eos_token_id=None,
+            pad_token_id=2,
+        )[0, len(ids) :].tolist()
+    session = Session(smollm2.model, len(ids) + 64)
+    got = [int(token[0]) for token in session.tokens(session.feed([ids]), 64)]
+    assert got == expected
+
+
+def test_it_knows_paris(smollm2):
+    import llama_nb
+
+    answer = llama_nb.generate(smollm2.model, smollm2.tokenizer, QUESTIONS[0], chat=True)
+    assert answer == "The capital of France is Paris."
