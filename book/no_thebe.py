@@ -1,0 +1,15 @@
+"""A Sphinx extension that undoes `sphinx_thebe`, which Jupyter Book always loads.
+
+The book does not use it, and it puts a script of another host's, declared twice, on every page.
+"""
+
+from sphinx.application import Sphinx
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Disconnect all that `sphinx_thebe` has connected."""
+    for listeners in list(app.events.listeners.values()):
+        for listener in list(listeners):
+            if listener.handler.__module__ == "sphinx_thebe":
+                app.disconnect(listener.id)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,77 @@
+"""The book's machinery: stripping is stable, the cache is keyed, failures say what failed."""
+
+import nbformat
+import pytest
+
+from book import build, strip
+
+new = nbformat.v4
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_NB_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "executed"
+
+
+def write(path, *sources):
+    nbformat.write(new.new_notebook(cells=[new.new_code_cell(source) for source in sources]), path)
+    return path
+
+
+def test_normalize_strips_and_is_idempotent():
+    code = new.new_code_cell("x", execution_count=3, outputs=[new.new_output("stream", text="1")])
+    code.metadata = {"tags": ["keep"], "collapsed": True}
+    notebook = new.new_notebook(
+        cells=[new.new_markdown_cell("# Title\nA line."), code, new.new_markdown_cell(" ")]
+    )
+    once = strip.normalize(notebook, "00_x.ipynb")
+    again = nbformat.reads(once, as_version=4)
+    assert [cell.id for cell in again.cells] == ["cell-0", "cell-1", "cell-2"]
+    assert again.cells[0].source == f"# Title\n\n{strip.badge('00_x.ipynb')}\n\nA line."
+    assert again.cells[1].source == strip.setup_source()
+    assert again.cells[2].outputs == []
+    assert again.cells[2].execution_count is None
+    assert again.cells[2].metadata == {"tags": ["keep"]}
+    assert strip.normalize(again, "00_x.ipynb") == once
+
+
+def test_normalize_replaces_an_old_badge_and_setup():
+    setup = new.new_code_cell("old", metadata={"tags": ["setup"]})
+    notebook = new.new_notebook(
+        cells=[new.new_markdown_cell(f"# T\n\n{strip.badge('old.ipynb')}\n\nText."), setup]
+    )
+    cells = nbformat.reads(strip.normalize(notebook, "new.ipynb"), as_version=4).cells
+    assert cells[0].source == f"# T\n\n{strip.badge('new.ipynb')}\n\nText."
+    assert [cell.source for cell in cells[1:]] == [strip.setup_source()]
+
+
+@pytest.mark.slow
+def test_execute_runs_once_and_keys_by_source(tmp_path, cache):
+    ran = tmp_path / "ran"
+    path = write(tmp_path / "a.ipynb", f"print(1, file=open({str(ran)!r}, 'a')); 6 * 7")
+    first = build.execute(path)
+    assert first.cells[0].outputs[0].data["text/plain"] == "42"
+    assert first.metadata["llama_nb"]["seconds"] > 0
+    assert build.execute(path) == first
+    assert ran.read_text() == "1\n"
+    assert len(list(cache.iterdir())) == 1
+    before = build.key(path)
+    write(path, "6 * 8")
+    assert build.key(path) != before
+
+
+@pytest.mark.slow
+def test_execute_shows_the_failing_cell(tmp_path, cache):
+    path = write(tmp_path / "bad.ipynb", "a = 1", "b = a / 0")
+    with pytest.raises(build.NotebookError, match=r"(?s)bad\.ipynb failed.*b = a / 0.*ZeroDiv"):
+        build.execute(path)
+    assert not cache.exists()
+
+
+def test_key_depends_on_the_environment(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.ipynb", "1")
+    monkeypatch.setitem(build.ENVIRONMENT, "XLA_FLAGS", "--a=1")
+    before = build.key(path)
+    monkeypatch.setitem(build.ENVIRONMENT, "XLA_FLAGS", "--a=2")
+    assert build.key(path) != before

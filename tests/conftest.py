@@ -1,0 +1,7 @@
+"""What all tests share: JAX on the CPU, unless the environment names another platform."""
+
+import os
+
+from book import build  # noqa: F401  (first: it notes the environment for the notebooks' kernels)
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
