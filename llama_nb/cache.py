@@ -57,15 +57,21 @@ class KVCache:
         slots = self.length + jnp.arange(T)
         return jnp.maximum(slots[None, :] - self.starts[:, None], 0)
 
-    def write(self, layer: int, k: jax.Array, v: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return one layer's keys and values with T new ones in the next slots.
+    def write(self, layer: int, k: jax.Array, v: jax.Array) -> "KVCache":
+        """Return the cache with T new keys and values of one layer in the next slots.
 
-        The caller makes sure that they fit: XLA would clamp the start and overwrite the past.
+        `length` stays: it moves once, when all layers have written. The caller makes sure that the
+        slots are free; XLA would clamp the start and overwrite the past.
+
+        Parameters
+        ----------
+        k, v
+            Shape (B, T, K, H).
         """
-        at = (0, self.length, 0, 0)
-        return (
-            jax.lax.dynamic_update_slice(self.keys[layer], k.astype(self.keys[layer].dtype), at),
-            jax.lax.dynamic_update_slice(
-                self.values[layer], v.astype(self.values[layer].dtype), at
-            ),
-        )
+
+        def put(arrays, new):
+            old = arrays[layer]
+            new = jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, self.length, 0, 0))
+            return (*arrays[:layer], new, *arrays[layer + 1 :])
+
+        return dataclasses.replace(self, keys=put(self.keys, k), values=put(self.values, v))

@@ -1,5 +1,6 @@
 """The Llama itself: a Flax NNX module tree over the functions of `layers`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ from flax import nnx
 from llama_nb import compat, layers
 from llama_nb.cache import KVCache
 from llama_nb.config import LlamaConfig
+
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 _INIT_STD = 0.02  # GPT-2's, and every Llama's `initializer_range`.
 
@@ -32,7 +35,7 @@ class _Maker:
 
 
 class Attention(nnx.Module):
-    """Projections of grouped-query attention."""
+    """Projections of grouped-query attention; what happens between them is `Block`'s `attend`."""
 
     def __init__(self, config: LlamaConfig, make: _Maker):
         D, N, K, H = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
@@ -41,9 +44,16 @@ class Attention(nnx.Module):
         self.v_proj = make.normal(D, K, H, axes=("embed", "kv_heads", "head_dim"))
         self.o_proj = make.normal(N, H, D, axes=("heads", "head_dim", "embed"))
 
+    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend) -> jax.Array:
+        """Map (B, T, D) to (B, T, D)."""
+        q = layers.rope(layers.dense(x, compat.value(self.q_proj)), cos, sin)  # (B, T, N, H)
+        k = layers.rope(layers.dense(x, compat.value(self.k_proj)), cos, sin)  # (B, T, K, H)
+        v = layers.dense(x, compat.value(self.v_proj))  # (B, T, K, H)
+        return layers.dense(attend(q, k, v), compat.value(self.o_proj), contract=2)
+
 
 class MLP(nnx.Module):
-    """Weights of the SwiGLU feed-forward layer."""
+    """The SwiGLU feed-forward layer."""
 
     def __init__(self, config: LlamaConfig, make: _Maker):
         D, F = config.embed_dim, config.ffn_dim
@@ -62,10 +72,40 @@ class Block(nnx.Module):
     """One layer: attention and feed-forward, each after a norm and added to the stream."""
 
     def __init__(self, config: LlamaConfig, make: _Maker):
+        self.norm_eps = config.norm_eps
         self.attn_norm = make.ones(config.embed_dim)
         self.attn = Attention(config, make)
         self.mlp_norm = make.ones(config.embed_dim)
         self.mlp = MLP(config, make)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        cos: jax.Array,
+        sin: jax.Array,
+        attend: Attend,
+        tp_axis: str | None = None,
+    ) -> jax.Array:
+        """Map the residual stream (B, T, D) to the next layer's.
+
+        Parameters
+        ----------
+        cos, sin
+            From `layers.rope_angles`.
+        attend
+            Maps rotated queries (B, T, N, H), keys and values (B, T, K, H) to (B, T, N, H): plain
+            attention, attention through a cache, a kernel, or one that keeps notes.
+        tp_axis
+            Mesh axis over which partial sums are added, inside `jax.shard_map`.
+        """
+
+        def add(x, part):
+            return x + (part if tp_axis is None else jax.lax.psum(part, tp_axis))
+
+        h = layers.rms_norm(x, compat.value(self.attn_norm), self.norm_eps)
+        x = add(x, self.attn(h, cos, sin, attend))
+        h = layers.rms_norm(x, compat.value(self.mlp_norm), self.norm_eps)
+        return add(x, self.mlp(h))
 
 
 class Llama(nnx.Module):
@@ -146,49 +186,36 @@ class Llama(nnx.Module):
         tuple
             Hidden states of shape (B, T, D), and the cache with the new keys and values.
         """
-        config = self.config
         B, T = tokens.shape
         attend_self = cache is None or fresh
         if positions is None:
-            if cache is None:
-                positions = jnp.broadcast_to(jnp.arange(T), (B, T))
-            else:
-                positions = cache.positions(T)
-        frequencies = layers.rope_frequencies(
-            config.head_dim, config.rope_theta, config.rope_scaling
-        )
-        cos, sin = layers.rope_angles(positions, frequencies)
+            whole = jnp.broadcast_to(jnp.arange(T), (B, T))
+            positions = whole if cache is None else cache.positions(T)
+        cos, sin = self.angles(positions)
         starts = jnp.zeros((B,), jnp.int32) if cache is None else cache.starts
         first = 0 if attend_self else cache.length
         mask = layers.causal_mask(starts, first, T, T if attend_self else cache.capacity)
-        block = max(128, T // 8)
-
-        def reduce(x):
-            return x if tp_axis is None else jax.lax.psum(x, tp_axis)
-
         x = compat.value(self.embed)[tokens]
-        keys, values = [], []
-        for index, layer in enumerate(self.layers):
-            attn = layer.attn
-            h = layers.rms_norm(x, compat.value(layer.attn_norm), config.norm_eps)
-            q = layers.rope(layers.dense(h, compat.value(attn.q_proj)), cos, sin)  # (B, T, N, H)
-            k = layers.rope(layers.dense(h, compat.value(attn.k_proj)), cos, sin)  # (B, T, K, H)
-            v = layers.dense(h, compat.value(attn.v_proj))
-            if cache is not None:
-                all_k, all_v = cache.write(index, k, v)  # (B, S, K, H)
-                keys.append(all_k)
-                values.append(all_v)
-            if attend_self:
-                mixed = layers.causal_attention(q, k, v, mask, block)
-            else:
-                mixed = layers.attention(q, all_k, all_v, mask)
-            x = x + reduce(layers.dense(mixed, compat.value(attn.o_proj), contract=2))
-            h = layers.rms_norm(x, compat.value(layer.mlp_norm), config.norm_eps)
-            x = x + reduce(layer.mlp(h))
-        x = layers.rms_norm(x, compat.value(self.norm), config.norm_eps)
-        if cache is not None:
-            cache = KVCache(tuple(keys), tuple(values), cache.starts, cache.length)
-        return x, cache
+        for index, block in enumerate(self.layers):
+
+            def attend(q, k, v, index=index):
+                nonlocal cache
+                if cache is not None:
+                    cache = cache.write(index, k, v)
+                if attend_self:
+                    return layers.causal_attention(q, k, v, mask, block=max(128, T // 8))
+                return layers.attention(q, cache.keys[index], cache.values[index], mask)
+
+            x = block(x, cos, sin, attend, tp_axis)
+        return layers.rms_norm(x, compat.value(self.norm), self.config.norm_eps), cache
+
+    def angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return this model's `layers.rope_angles` at positions of shape (B, T)."""
+        config = self.config
+        frequencies = layers.rope_frequencies(
+            config.head_dim, config.rope_theta, config.rope_scaling
+        )
+        return layers.rope_angles(positions, frequencies)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return next-token logits, shape (B, T, V) float32, of hidden states (B, T, D)."""

@@ -251,19 +251,24 @@ class Session:
         key, numbers = jax.random.key(sampling.seed), sampling.numbers()
         token = _first(logits, key, np.int32(self.used), numbers, greedy=sampling.greedy)
         base = self.used
+
+        def step(token: jax.Array) -> jax.Array:
+            token, self.cache = decode_step(
+                self.params,
+                self.cache,
+                token,
+                key,
+                numbers,
+                config=self.config,
+                greedy=sampling.greedy,
+            )
+            return token
+
         try:
-            for index in range(count):
-                ahead = None
-                if index + 1 < count:
-                    ahead, self.cache = decode_step(
-                        self.params,
-                        self.cache,
-                        token,
-                        key,
-                        numbers,
-                        config=self.config,
-                        greedy=sampling.greedy,
-                    )
+            yield np.asarray(token)  # Shown before the step is compiled, where it is new.
+            token = step(token) if count > 1 else token
+            for index in range(1, count):
+                ahead = step(token) if index + 1 < count else None
                 self.used = base + index
                 yield np.asarray(token)
                 token = ahead

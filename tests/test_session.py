@@ -161,7 +161,7 @@ def test_the_cache_is_donated(model):
     session = Session(model, 64)
     logits = session.feed([_prompt(4)])
     before = session.cache.keys[0]
-    next(session.tokens(logits, 3))
+    list(session.tokens(logits, 3))
     assert before.is_deleted()
 
 

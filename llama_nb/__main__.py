@@ -1,0 +1,131 @@
+"""The command line: `python -m llama_nb`, installed as `llama-nb`."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from llama_nb.errors import InputError, LlamaError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, or 2 for bad input, said in one sentence."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except LlamaError as error:
+        print(f"llama-nb: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has gone; keep the interpreter from complaining at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llama-nb", description="Llama models in JAX.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    generate = commands.add_parser("generate", help="continue a prompt")
+    generate.set_defaults(run=_generate)
+    generate.add_argument("prompt", metavar="PROMPT")
+    _add_model(generate)
+    generate.add_argument("--chat", action="store_true", help="wrap the prompt as a user message")
+    generate.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
+    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0: greedy")
+    generate.add_argument("--top-k", type=int, default=0, metavar="K", help="0: off")
+    generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: off")
+    generate.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0: off")
+    generate.add_argument("--seed", type=int, default=0, metavar="S")
+    generate.add_argument("--json", action="store_true", help="print one JSON object at the end")
+
+    info = commands.add_parser("info", help="print a model's parameters, bytes and FLOPs")
+    info.set_defaults(run=_info)
+    _add_model(info)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m",
+        metavar="NAME|DIR|FILE.gguf",
+        help="default: smollm2-135m, fetched once",
+    )
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from llama_nb import generation, loading
+    from llama_nb.sampling import Sampling
+
+    settings = {
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "min_p": options.min_p,
+        "seed": options.seed,
+    }
+    Sampling(**settings)  # Say what is wrong before loading anything.
+    if options.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens is {options.max_new_tokens}; it must be 1 or more.")
+    if not options.prompt:
+        raise InputError("the prompt is empty; give the model some text to continue.")
+    model, tokenizer = loading.load(options.model)
+    arguments = {"max_new_tokens": options.max_new_tokens, "chat": options.chat, **settings}
+    if options.json:
+        (done,) = generation.complete(model, tokenizer, [options.prompt], **arguments)
+        print(json.dumps(dataclasses.asdict(done), ensure_ascii=False))
+        return
+    for piece in generation.stream(model, tokenizer, options.prompt, **arguments):
+        print(piece, end="", flush=True)
+    print()
+
+
+def _info(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from llama_nb import presets
+
+    if options.model in presets.PRESETS:
+        config, stored = presets.get(options.model), None
+    else:
+        from llama_nb import loading
+        from llama_nb.checkpoint import open_checkpoint
+
+        checkpoint = open_checkpoint(loading.locate(options.model))
+        config = checkpoint.config
+        path = Path(checkpoint.path)
+        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+        stored = sum(file.stat().st_size for file in files)
+    count = config.param_count()
+    rows = [
+        ("vocabulary V", f"{config.vocab_size:,}"),
+        ("width D", f"{config.embed_dim:,}"),
+        ("feed-forward F", f"{config.ffn_dim:,}"),
+        ("layers L", f"{config.num_layers}"),
+        ("query heads N", f"{config.num_heads}"),
+        ("KV heads K", f"{config.num_kv_heads}"),
+        ("head width H", f"{config.head_dim}"),
+        ("context", f"{config.context:,} tokens"),
+        ("head", "tied to the embedding" if config.tied else "its own matrix"),
+        ("parameters", f"{count:,}"),
+        *([("bytes on disk", f"{stored:,}")] if stored is not None else []),
+        ("bytes in float32", f"{4 * count:,}"),
+        ("bytes in bfloat16", f"{2 * count:,}"),
+        ("KV cache, bfloat16", f"{config.cache_bytes_per_token():,} bytes per token"),
+        ("FLOPs per token", f"{config.flops_per_token():,}"),
+        ("... at full context", f"{config.flops_per_token(config.context):,}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    print(options.model)
+    for name, text in rows:
+        print(f"  {name:<{width}}  {text}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
