@@ -244,6 +244,16 @@ def test_sentencepiece_ids_are_the_librarys(pieces, text):
         assert "".join(map(stream.push, ids)) + stream.flush() == text
 
 
+def test_added_sentencepiece_tokens_are_special(pieces):
+    metadata = as_gguf(pieces[1])
+    for key, value in (("tokens", "<|user|>"), ("scores", 0.0), ("token_type", 4)):
+        metadata[f"tokenizer.ggml.{key}"].append(value)
+    tokenizer = Tokenizer.from_gguf(metadata)
+    added = tokenizer.vocab_size - 1
+    assert added not in tokenizer.encode("a <|user|>")
+    assert tokenizer.encode("<|user|>", allow_special=True) == [added]
+
+
 def test_sentencepiece_fields(pieces):
     tokenizer = load(pieces[0].parent)
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.add_bos) == (1, 2, True)

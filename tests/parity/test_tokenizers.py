@@ -303,6 +303,12 @@ def test_long_runs_are_cut_where_meta_cuts_them(pairs, unit, length):
     assert ours.encode(text) == reference.encode(text)
 
 
+@pytest.mark.parametrize("text", ["!" * 25_000 + "\n\n", " " * 25_000 + "a", "\n" * 25_000 + "  b"])
+def test_runs_of_just_the_limit_are_not_cut_off_from_what_follows(pairs, text):
+    ours, reference = pairs("llama3")
+    assert ours.encode(text + " end") == reference.encode(text + " end")
+
+
 def test_halves_of_surrogate_pairs(pairs):
     ours, reference = pairs("llama3")
     for text in ("\ud83d", "a\ude00b", "\ud83d\ude00", "\ude00\ud83d \ud83d"):
