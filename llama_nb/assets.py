@@ -22,6 +22,7 @@ from llama_nb.errors import CorruptFileError, DownloadError
 _TRIES = 3
 _PAUSE = 2.0  # seconds before the second try, twice that before the third
 _NO_CONNECTION = ("connection broken", "error sending request")  # as pip and uv put it
+_NO_SPACE = ("No space left on device", "File too large", "Disk quota exceeded")
 _UNPACKED = "unpacked"
 _STALE = 86_400  # seconds after which a download folder was surely left by a process that died
 
@@ -240,8 +241,9 @@ def _download(asset: Asset, folder: Path, progress: bool) -> None:
                 _say("")
     if process.returncode:
         lines = log.read_text(errors="replace").strip().splitlines()
-        if any("No space left on device" in line for line in lines):
-            raise OSError(errno.ENOSPC, "no space left on device")
+        for sign in _NO_SPACE:
+            if any(sign in line for line in lines):
+                raise OSError(errno.ENOSPC, sign)
         if any(sign in line for line in lines for sign in _NO_CONNECTION):
             raise _FailedTry("no connection to the package index")
         errors = [line for line in lines if line.lower().startswith("error: ")] or lines

@@ -20,8 +20,8 @@ class KVCache:
     Attributes
     ----------
     keys, values
-        One array per layer, shape (B, S, K, H); separate arrays, since updating a slice of one
-        stacked array would move all of it.
+        One array per layer, shape (B, K, S, H): a head's keys lie side by side, as attention reads
+        them. Separate arrays, since updating a slice of one stacked array would move all of it.
     starts
         Slot of each sequence's first token, shape (B,), int32.
     length
@@ -38,7 +38,7 @@ class KVCache:
         cls, config: LlamaConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32
     ) -> "KVCache":
         """Return an empty cache of `capacity` slots for `batch` sequences."""
-        shape = (batch, capacity, config.num_kv_heads, config.head_dim)
+        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
         # Distinct arrays: a donated buffer may appear in a call only once.
         return cls(
             keys=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
@@ -50,7 +50,7 @@ class KVCache:
     @property
     def capacity(self) -> int:
         """Slots, S."""
-        return self.keys[0].shape[1]
+        return self.keys[0].shape[2]
 
     def positions(self, T: int) -> jax.Array:
         """Return the RoPE positions of the next T tokens, shape (B, T); padding counts as 0."""
@@ -71,7 +71,15 @@ class KVCache:
 
         def put(arrays, new):
             old = arrays[layer]
-            new = jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, self.length, 0, 0))
+            new = new.transpose(0, 2, 1, 3).astype(old.dtype)  # (B, K, T, H)
+            new = jax.lax.dynamic_update_slice(old, new, (0, 0, self.length, 0))
             return (*arrays[:layer], new, *arrays[layer + 1 :])
 
         return dataclasses.replace(self, keys=put(self.keys, k), values=put(self.values, v))
+
+    def read(self, layer: int) -> tuple[jax.Array, jax.Array]:
+        """Return one layer's keys and values, each of shape (B, S, K, H), unused slots included.
+
+        The transpose is a matter of names: XLA reads the cache as it lies.
+        """
+        return self.keys[layer].transpose(0, 2, 1, 3), self.values[layer].transpose(0, 2, 1, 3)

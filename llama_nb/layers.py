@@ -6,6 +6,7 @@ F feed-forward width.
 """
 
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -230,8 +231,24 @@ def dense(x: jax.Array, weight: jax.Array, contract: int = 1) -> jax.Array:
     """
     inputs, outputs = weight.shape[:contract], weight.shape[contract:]
     lead = x.shape[: x.ndim - contract]
-    flat = x.reshape(-1, math.prod(inputs)) @ weight.reshape(math.prod(inputs), -1)
+    rows, matrix = x.reshape(-1, math.prod(inputs)), weight.reshape(math.prod(inputs), -1)
+    if rows.shape[0] == 1:
+        flat = jax.lax.platform_dependent(rows, matrix, cpu=_row_times_matrix, default=jnp.matmul)
+    else:
+        flat = rows @ matrix
     return flat.reshape(*lead, *outputs)
+
+
+def _row_times_matrix(row: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Multiply (1, I) with (I, O), one part of the inputs per core.
+
+    XLA's CPU backend gives such a product to one core, whose share of the memory's bandwidth is
+    half or less; the parts of a batched product go to all of them.
+    """
+    size = row.shape[1]
+    parts = max(n for n in (1, 2, 4, 8) if n <= (os.cpu_count() or 1) and size % n == 0)
+    row, matrix = row.reshape(parts, size // parts), matrix.reshape(parts, size // parts, -1)
+    return jnp.einsum("pi,pio->po", row, matrix).sum(axis=0, keepdims=True)
 
 
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:

@@ -204,7 +204,7 @@ class Llama(nnx.Module):
                     cache = cache.write(index, k, v)
                 if attend_self:
                     return layers.causal_attention(q, k, v, mask, block=max(128, T // 8))
-                return layers.attention(q, cache.keys[index], cache.values[index], mask)
+                return layers.attention(q, *cache.read(index), mask)
 
             x = block(x, cos, sin, attend, tp_axis)
         return layers.rms_norm(x, compat.value(self.norm), self.config.norm_eps), cache

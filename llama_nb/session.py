@@ -20,8 +20,12 @@ MIN_CAPACITY = 256
 
 
 def bucket(size: int, smallest: int) -> int:
-    """Return the least power of two that is at least `size` and `smallest`."""
-    return max(smallest, 1 << (size - 1).bit_length())
+    """Return the least power of two, or one and a half of one, that holds `size` and `smallest`.
+
+    Two programs per doubling, and at most a third of the work on padding.
+    """
+    power = max(smallest, 1 << (size - 1).bit_length())
+    return power * 3 // 4 if size <= power * 3 // 4 and smallest < power else power
 
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity", "dtype"))
@@ -204,8 +208,8 @@ class Session:
         while done < longest:
             room = self.slots - self.used
             size = bucket(longest - done, MIN_BUCKET)
-            while size > room:
-                size //= 2
+            if size > room:
+                size = 1 << (room.bit_length() - 1)
             count = min(size, longest - done)
             tokens = np.zeros((len(prompts), size), np.int32)
             tokens[:, :count] = [prompt[done : done + count] for prompt in prompts]

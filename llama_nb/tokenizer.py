@@ -224,6 +224,7 @@ class StreamDecoder:
     def piece(self, token_id: int) -> bytes:
         """Return the bytes that a token adds to the text so far."""
         data = self._tokenizer.token_bytes(token_id)
+        token_id = int(token_id)  # a NumPy or JAX scalar need not be hashable
         if token_id in self._skip:
             return b""
         if self._strip and token_id not in self._tokenizer._hidden:

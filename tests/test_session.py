@@ -150,8 +150,8 @@ def test_few_programs_serve_all_lengths(model):
     for length in range(1, 60, 3):
         _greedy(model, [_prompt(length)], 4)
         compiled.append(sessions.prefill._cache_size() + sessions.decode_step._cache_size())
-    # Buckets 16, 32 and 64 and one decode step, whatever other tests have compiled before.
-    assert compiled[-1] - compiled[0] <= 2
+    # Buckets 16 (before the first count), 24, 32, 48 and 64; one decode step serves them all.
+    assert compiled[-1] - compiled[0] <= 4
     before = sessions.prefill._cache_size()
     _greedy(model, [_prompt(59, seed=3)], 4)
     assert sessions.prefill._cache_size() == before

@@ -176,6 +176,15 @@ def test_stream_equals_decode_and_never_splits_a_character(tokenizer, ids, skip)
     assert "".join(parts) + stream.flush() == tokenizer.decode(ids, skip_special=skip)
 
 
+def test_ids_may_come_from_an_array(tokenizer):
+    np, jnp = pytest.importorskip("numpy"), pytest.importorskip("jax.numpy")
+    ids = tokenizer.encode("hello <|im_end|>", allow_special=True)
+    for array in (np.array(ids), jnp.array(ids)):
+        assert tokenizer.decode(array) == "hello <|im_end|>"
+        stream = tokenizer.stream()
+        assert "".join(stream.push(i) for i in array) == "hello "
+
+
 def test_stream_holds_back_half_characters(tokenizer):
     stream = tokenizer.stream()
     ids = tokenizer.encode("é👩‍🚀")
