@@ -19,6 +19,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from llama_nb.devices import prefer_cpu_if_alone
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 STAGE = ROOT / "_build" / "src"
@@ -60,15 +62,9 @@ def cache_dir() -> Path:
 
 
 def kernel_env() -> dict[str, str]:
-    """Return a kernel's environment: this one, and JAX on the CPU where there is nothing better.
-
-    Without the latter, libtpu, installed to compile for pods, looks for a TPU and complains.
-    """
-    accelerators = [*Path("/dev").glob("accel*"), *Path("/dev").glob("nvidia[0-9]*")]
-    accelerators += Path("/dev/vfio").glob("[0-9]*")
+    """Return a kernel's environment: this one, and JAX on the CPU where there is nothing better."""
     env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PREFER_ENV_PATH": "1", **ENVIRONMENT}
-    if not accelerators:
-        env.setdefault("JAX_PLATFORMS", "cpu")
+    prefer_cpu_if_alone(env)
     return env
 
 

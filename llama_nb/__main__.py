@@ -7,12 +7,14 @@ import os
 import sys
 from collections.abc import Sequence
 
+from llama_nb.devices import prefer_cpu_if_alone
 from llama_nb.errors import InputError, LlamaError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, or 2 for bad input, said in one sentence."""
     options = _parser().parse_args(arguments)
+    prefer_cpu_if_alone()
     try:
         options.run(options)
     except LlamaError as error:
