@@ -79,3 +79,23 @@ def test_it_knows_paris(smollm2):
 
     answer = llama_nb.generate(smollm2.model, smollm2.tokenizer, QUESTIONS[0], chat=True)
     assert answer == "The capital of France is Paris."
+
+
+def test_a_folder_saved_by_transformers_is_the_same_model(smollm2, hf_smollm2, tmp_path):
+    import jax
+
+    import llama_nb
+    from llama_nb.model import params_of
+
+    # A model read from GGUF refuses to be saved; the same weights in a plain one do not.
+    config = hf_smollm2.model.config.to_dict()
+    config.pop("quantization_config", None)
+    plain = type(hf_smollm2.model)(type(hf_smollm2.model.config)(**config))
+    plain.load_state_dict(hf_smollm2.model.state_dict())
+    plain.save_pretrained(tmp_path, max_shard_size="200MB")
+    hf_smollm2.tokenizer.save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    model, tokenizer = llama_nb.load(tmp_path, dtype=jnp.float32)
+    jax.tree.map(np.testing.assert_array_equal, params_of(model), params_of(smollm2.model))
+    answer = llama_nb.generate(model, tokenizer, QUESTIONS[0], chat=True)
+    assert answer == "The capital of France is Paris."
