@@ -4,6 +4,9 @@ Colours are Okabe and Ito's, which stay apart for the colour-blind. A light back
 every figure, so that the text on it reads in dark pages too.
 """
 
+import base64
+import io
+import re
 from typing import Any
 
 # Okabe and Ito 2008, https://jfly.uni-koeln.de/color/
@@ -99,3 +102,58 @@ def bars(ax: Any, names: list[str], values: Any, *, unit: str, format: str = "{:
     ax.set_xlabel(unit)
     ax.margins(x=0.15)
     ax.grid(axis="y", visible=False)
+
+
+_SYMBOLS = {
+    "minus": "−",
+    "fast-backward": "⏮",
+    "step-backward": "⏪",
+    "play fa-flip-horizontal": "◀",
+    "pause": "⏸",
+    "play": "▶",
+    "step-forward": "⏩",
+    "fast-forward": "⏭",
+    "plus": "+",
+}
+
+
+def player(animation: Any, *, alt: str, fps: float = 2.0, dpi: int = 80) -> str:
+    """Return an animation as HTML that needs nothing else, for `IPython.display.HTML`.
+
+    It waits for the reader, plays once and stays on its last frame, which is also what shows where
+    scripts don't run. Matplotlib's own page would fetch a font for its buttons from another host.
+
+    Parameters
+    ----------
+    animation
+        A `matplotlib.animation.Animation`. Its figure is closed, so that it isn't shown twice.
+    alt
+        What there is to see, for those who can't.
+    fps
+        Frames per second.
+    dpi
+        Dots per inch; every frame is a PNG file inside the page.
+    """
+    import matplotlib.pyplot as plt
+
+    with plt.rc_context({"savefig.dpi": dpi}):
+        page = animation.to_jshtml(fps=fps, default_mode="once")
+    plt.close(animation._fig)
+    page = re.sub(r"<link[^>]*>", "", page)
+    for icon, symbol in _SYMBOLS.items():
+        page = page.replace(f'<i class="fa fa-{icon}"></i>', symbol)
+    frames = re.findall(r'"data:image/png;base64,([^"]*)"', page)
+    for frame in frames:
+        page = page.replace(frame, _fewer_colours(frame))
+    last = re.findall(r'"(data:image/png;base64,[^"]*)"', page)[-1]
+    return page.replace("<img id=", f'<img alt="{alt}" src="{last}" style="max-width:100%" id=')
+
+
+def _fewer_colours(png: str) -> str:
+    """Return a PNG in base64 with 64 colours: a third of the bytes."""
+    from PIL import Image
+
+    small = io.BytesIO()
+    picture = Image.open(io.BytesIO(base64.b64decode(png.replace("\\\n", ""))))
+    picture.convert("RGB").quantize(64).save(small, "png", optimize=True)
+    return base64.b64encode(small.getvalue()).decode()

@@ -4,6 +4,45 @@ Each prints one sentence, and returns whether the function is right, so that
 `assert check.rms_norm(mine)` fails where it is not. One module per chapter.
 """
 
+from llama_nb.check.attention import grouped_attention, merge_softmax, window_mask
+from llama_nb.check.caching import bucket, cache_view, left_pad
+from llama_nb.check.model import greedy, param_count, residual_block
+from llama_nb.check.rmsnorm import centre_outputs, fold_gain, rms_norm_of_parts
+from llama_nb.check.rooflines import decode_floor, largest_batch, product_intensity
+from llama_nb.check.rope import slower_theta, to_neighbours, unfinished_pairs
+from llama_nb.check.samplers import nucleus, repetition_penalty, tokens_read
 from llama_nb.check.start import cache_bytes, top_tokens
+from llama_nb.check.swiglu import ffn_dim, score_share, swiglu_gradient
+from llama_nb.check.tokens import bytes_per_token, llama3_chat, stream_text
 
-__all__ = ["cache_bytes", "top_tokens"]
+__all__ = [
+    "bucket",
+    "bytes_per_token",
+    "cache_bytes",
+    "cache_view",
+    "centre_outputs",
+    "decode_floor",
+    "ffn_dim",
+    "fold_gain",
+    "greedy",
+    "grouped_attention",
+    "largest_batch",
+    "left_pad",
+    "llama3_chat",
+    "merge_softmax",
+    "nucleus",
+    "param_count",
+    "product_intensity",
+    "repetition_penalty",
+    "residual_block",
+    "rms_norm_of_parts",
+    "score_share",
+    "slower_theta",
+    "stream_text",
+    "swiglu_gradient",
+    "to_neighbours",
+    "tokens_read",
+    "top_tokens",
+    "unfinished_pairs",
+    "window_mask",
+]

@@ -1,0 +1,35 @@
+import re
+
+import pytest
+
+from llama_nb import figures
+
+
+@pytest.fixture
+def page(monkeypatch):
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.animation import FuncAnimation
+
+    figure, ax = plt.subplots(figsize=(2, 1))
+    (line,) = ax.plot([0, 1], [0, 0])
+    animation = FuncAnimation(figure, lambda frame: line.set_ydata([0, frame]), frames=3)
+    html = figures.player(animation, alt="A line that rises.", fps=1)
+    assert not plt.fignum_exists(figure.number)
+    return html
+
+
+def test_player_needs_nothing_else_and_says_what_it_shows(page):
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert 'alt="A line that rises."' in page
+    assert '"fa' not in page and "▶" in page
+
+
+def test_player_shows_the_last_frame_without_scripts(page):
+    still = re.search(r'<img alt="[^"]*" src="([^"]*)"', page).group(1)
+    frames = re.findall(r'frames\[\d+\] = "([^"]*)"', page)
+    assert len(frames) == 3
+    assert still == frames[-1] != frames[0]
+    assert 'value="once"' in page and re.search(r'value="once"[^>]*checked', page)
