@@ -7,7 +7,7 @@ from llama_nb.devices import prefer_cpu_if_alone
 
 prefer_cpu_if_alone()
 
-import jax  # noqa: E402
+import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
