@@ -162,6 +162,19 @@ def status_table(notebooks: dict[str, nbformat.NotebookNode]) -> str:
     return STATUS_HEADER + "".join(rows)
 
 
+def join_streams(cell: nbformat.NotebookNode) -> None:
+    """Make one output of a stream's pieces, which arrived one by one: the text as it was printed."""
+    joined = []
+    for output in cell.get("outputs", []):
+        last = joined[-1] if joined else None
+        if last and output.output_type == last.output_type == "stream" and output.name == last.name:
+            last.text += output.text
+        else:
+            joined.append(output)
+    if cell.cell_type == "code":
+        cell.outputs = joined
+
+
 def stage(notebooks: dict[str, nbformat.NotebookNode]) -> None:
     """Lay out in `_build/src` what Jupyter Book reads."""
     shutil.rmtree(STAGE, ignore_errors=True)
@@ -176,6 +189,8 @@ def stage(notebooks: dict[str, nbformat.NotebookNode]) -> None:
         first.source = re.sub(
             r"https://\S+/colab-badge\.svg", "../book/_static/colab-badge.svg", first.source
         )
+        for cell in notebook.cells:
+            join_streams(cell)
         nbformat.write(notebook, STAGE / "notebooks" / name)
 
 

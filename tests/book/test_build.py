@@ -75,3 +75,12 @@ def test_key_depends_on_the_environment(tmp_path, monkeypatch):
     before = build.key(path)
     monkeypatch.setitem(build.ENVIRONMENT, "XLA_FLAGS", "--a=2")
     assert build.key(path) != before
+
+
+def test_streamed_text_is_joined_on_the_page():
+    cell = new.new_code_cell("x")
+    pieces = (("stdout", "The"), ("stdout", " sky"), ("stderr", "careful"), ("stdout", "!"))
+    cell.outputs = [new.new_output("stream", name=name, text=text) for name, text in pieces]
+    build.join_streams(cell)
+    texts = [(output.name, output.text) for output in cell.outputs]
+    assert texts == [("stdout", "The sky"), ("stderr", "careful"), ("stdout", "!")]
