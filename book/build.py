@@ -163,7 +163,7 @@ def status_table(notebooks: dict[str, nbformat.NotebookNode]) -> str:
 
 
 def join_streams(cell: nbformat.NotebookNode) -> None:
-    """Make one output of a stream's pieces, which arrived one by one: the text as it was printed."""
+    """Make one output of a stream's pieces, which arrived one by one."""
     joined = []
     for output in cell.get("outputs", []):
         last = joined[-1] if joined else None

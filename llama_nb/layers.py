@@ -5,6 +5,7 @@ positions, S key positions, D model width, N query heads, K KV heads, G = N / K,
 F feed-forward width.
 """
 
+import functools
 import math
 import os
 
@@ -13,6 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_nb.config import RopeScaling
+
+# What multiplies matrices is one program outside of `jit` too. Operation by operation, the CPU
+# backend of jax 0.7.2 now and then returns wrong products with a matrix that was just reshaped.
+_one_program = functools.partial(jax.jit, inline=True)
 
 
 def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
@@ -117,6 +122,7 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
 
 
+@_one_program
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Grouped-query attention: `softmax(q k^T / sqrt(H)) v`, G query heads to each KV head.
 
@@ -211,6 +217,7 @@ def causal_mask(starts: jax.Array, first: jax.Array | int, T: int, S: int) -> ja
     return causal[None] & (slots >= starts[:, None])[:, None, :]
 
 
+@functools.partial(_one_program, static_argnames=("contract",))
 def dense(x: jax.Array, weight: jax.Array, contract: int = 1) -> jax.Array:
     """Multiply the last `contract` axes of `x` with the first `contract` axes of `weight`.
 
