@@ -23,7 +23,13 @@ from llama_nb.errors import DownloadError
 from llama_nb.tokenizer import load
 from llama_nb.tokenizer_files import llama3_special_names
 
-pytestmark = pytest.mark.parity
+# transformers 5.15 maps SmolLM2's missing bytes to `unk`; later versions drop them, as we do.
+transformers = pytest.importorskip("transformers", reason="the reference is transformers")
+OLD = tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 20)
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(OLD, reason="another reference: transformers before 5.20"),
+]
 
 FRAGMENTS = [
     *("Hello world", " Hello", "I'll", "we'RE", "'S", "they’d've", "'s't'll", "x'ſ", "don''t"),
