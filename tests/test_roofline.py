@@ -14,9 +14,6 @@ from llama_nb.model import Llama, params_of
 from llama_nb.roofline import CHIPS, Op, Step, decode, floor, ops, prefill, total
 from llama_nb.sampling import Sampling
 
-# Still to be understood: XLA of jax 0.7.2 counts some compiled steps otherwise.
-pytestmark = pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="XLA counts differ on 0.7.2")
-
 
 def _shape(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -56,6 +53,8 @@ def test_decode_flops_are_xlas(name, batch, context):
 @pytest.mark.parametrize("name", ["tiny", "smollm2-135m"])
 @pytest.mark.parametrize(("batch", "prompt"), [(1, 64), (2, 256), (1, 512)])
 def test_prefill_flops_are_xlas(name, batch, prompt):
+    if (name, prompt) == ("tiny", 512) and jax.__version_info__ < (0, 10):
+        pytest.skip("XLA of jax 0.7.2 counts 6% more here, where scores are most of the work")
     config = presets.get(name)
     xla = _lower_prefill(config, batch, prompt).compile().cost_analysis()["flops"]
     ours = total(ops(config, prefill(batch, prompt, block=max(128, prompt // 8)))).flops
