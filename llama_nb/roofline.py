@@ -57,14 +57,17 @@ _A100 = (
 )
 
 # Peaks without sparsity; NVIDIA's pages of the Hopper chips give twice that, "with sparsity". The
-# GPUs are the SXM modules. v7x's page names an FP8 peak (4,614 TFLOP/s), and none for int8.
+# GPUs are the SXM modules. v7x's page names an FP8 peak (4,614 TFLOP/s), and none for int8; v5p's
+# int8 peak is that of JAX's "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus), for its
+# page has none. Capacities of v5p, v6e and v7x are those of v7x's page, which has all three in GiB.
+# v5e's and NVIDIA's are read as printed, in GB; JAX counts 17.2e9 bytes on v5e (Pallas `tpu_info`).
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
         Chip("TPU v4", 275e12, 1200e9, 32 * 2**30, _TPU + "v4", int8=275e12),
         Chip("TPU v5e", 197e12, 819e9, 16e9, _TPU + "v5e", int8=393e12),
-        Chip("TPU v5p", 459e12, 2765e9, 95e9, _TPU + "v5p", int8=918e12),
-        Chip("TPU v6e", 918e12, 1638e9, 32e9, _TPU + "v6e", int8=1836e12),
+        Chip("TPU v5p", 459e12, 2765e9, 95 * 2**30, _TPU + "v5p", int8=918e12),
+        Chip("TPU v6e", 918e12, 1638e9, 32 * 2**30, _TPU + "v6e", int8=1836e12),
         Chip("TPU v7x", 2307e12, 7380e9, 192 * 2**30, _TPU + "tpu7x"),
         Chip("A100", 312e12, 2039e9, 80e9, _A100, int8=624e12),
         Chip("H100", 989.5e12, 3350e9, 80e9, _NVIDIA + "h100/", int8=1979e12),
