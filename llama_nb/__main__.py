@@ -3,12 +3,17 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from llama_nb.devices import prefer_cpu_if_alone
+from llama_nb.devices import prefer_cpu_if_alone, virtual_cpu_devices
 from llama_nb.errors import InputError, LlamaError
+
+if TYPE_CHECKING:
+    from llama_nb.config import LlamaConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,10 +50,28 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0: off")
     generate.add_argument("--seed", type=int, default=0, metavar="S")
     generate.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    generate.add_argument("--dtype", choices=["bfloat16", "float32"], help="of the weights")
+    generate.add_argument("--cache", choices=["int8"], help="keep keys and values in int8")
+    generate.add_argument("--mesh", metavar="DATAxMODEL", help="split over devices, such as 2x4")
+    generate.add_argument("--strategy", default="2d", metavar="S", help="how: 2d, tp, fsdp ...")
 
     info = commands.add_parser("info", help="print a model's parameters, bytes and FLOPs")
     info.set_defaults(run=_info)
     _add_model(info)
+
+    convert = commands.add_parser("convert", help="write a checkpoint as a Hugging Face folder")
+    convert.set_defaults(run=_convert)
+    convert.add_argument("source", metavar="SRC", help="a name, folder or .gguf file")
+    convert.add_argument("target", metavar="DST", help="a new or empty folder")
+    convert.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
+    convert.add_argument("--quant", choices=["int8"], help="of the projections")
+
+    download = commands.add_parser("download", help="fetch a model from the Hugging Face Hub")
+    download.set_defaults(run=_download)
+    download.add_argument("repo", metavar="REPO", help="owner/name")
+    download.add_argument("--to", metavar="DIR", help="default: the Hub's own cache")
+    download.add_argument("--revision", metavar="R", help="a branch, tag or commit")
+    download.add_argument("--original", action="store_true", help="Meta's own files instead")
     return parser
 
 
@@ -59,10 +82,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME|DIR|FILE.gguf",
         help="default: smollm2-135m, fetched once",
     )
+    parser.add_argument("--quant", choices=["int8"], help="keep the matrices in int8")
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from llama_nb import generation, loading
+    from llama_nb import generation, loading, sharding
     from llama_nb.sampling import Sampling
 
     settings = {
@@ -77,8 +101,24 @@ def _generate(options: argparse.Namespace) -> None:
         raise InputError(f"--max-new-tokens is {options.max_new_tokens}; it must be 1 or more.")
     if not options.prompt:
         raise InputError("the prompt is empty; give the model some text to continue.")
-    model, tokenizer = loading.load(options.model)
-    arguments = {"max_new_tokens": options.max_new_tokens, "chat": options.chat, **settings}
+    mesh = None
+    if options.mesh is not None:
+        shape = sharding.mesh_shape(options.mesh)
+        virtual_cpu_devices(math.prod(shape))
+        mesh = sharding.make_mesh(shape)
+    model, tokenizer = loading.load(
+        options.model,
+        dtype=options.dtype,
+        quant=options.quant,
+        mesh=mesh,
+        strategy=options.strategy,
+    )
+    arguments = {
+        "max_new_tokens": options.max_new_tokens,
+        "chat": options.chat,
+        "cache_dtype": options.cache,
+        **settings,
+    }
     if options.json:
         (done,) = generation.complete(model, tokenizer, [options.prompt], **arguments)
         print(json.dumps(dataclasses.asdict(done), ensure_ascii=False))
@@ -117,9 +157,7 @@ def _info(options: argparse.Namespace) -> None:
         ("head", "tied to the embedding" if config.tied else "its own matrix"),
         ("parameters", f"{count:,}"),
         *([("bytes on disk", f"{stored:,}")] if stored is not None else []),
-        ("bytes in float32", f"{4 * count:,}"),
-        ("bytes in bfloat16", f"{2 * count:,}"),
-        ("KV cache, bfloat16", f"{config.cache_bytes_per_token():,} bytes per token"),
+        *_bytes(config, options.quant),
         ("FLOPs per token", f"{config.flops_per_token():,}"),
         ("... at full context", f"{config.flops_per_token(config.context):,}"),
     ]
@@ -127,6 +165,37 @@ def _info(options: argparse.Namespace) -> None:
     print(options.model)
     for name, text in rows:
         print(f"  {name:<{width}}  {text}")
+
+
+def _bytes(config: "LlamaConfig", quant: str | None) -> list[tuple[str, str]]:
+    count, cache = config.param_count(), config.cache_bytes_per_token()
+    if quant is None:
+        return [
+            ("bytes in float32", f"{4 * count:,}"),
+            ("bytes in bfloat16", f"{2 * count:,}"),
+            ("KV cache, bfloat16", f"{cache:,} bytes per token"),
+        ]
+    from llama_nb.quantize import int8_bytes
+
+    scales = 2 * 4 * config.num_layers * config.num_kv_heads
+    return [
+        ("bytes in int8", f"{int8_bytes(config):,} (norms and scales in float32)"),
+        ("KV cache, int8", f"{cache // 2 + scales:,} bytes per token"),
+    ]
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from llama_nb import loading
+    from llama_nb.checkpoint.save import convert
+
+    source = loading.locate(options.source)
+    print(convert(source, options.target, dtype=options.dtype, quant=options.quant))
+
+
+def _download(options: argparse.Namespace) -> None:
+    from llama_nb.download import download
+
+    print(download(options.repo, options.to, revision=options.revision, original=options.original))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from llama_nb import packed
 from llama_nb.config import LlamaConfig
 
 
@@ -26,25 +27,40 @@ class KVCache:
         Slot of each sequence's first token, shape (B,), int32.
     length
         Slots in use, counted from 0, shape (), int32; the next token goes there.
+    key_scales, value_scales
+        Of an int8 cache: float32, one array per layer, shape (B, K, S); otherwise empty.
     """
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     starts: jax.Array
     length: jax.Array
+    key_scales: tuple[jax.Array, ...] = ()
+    value_scales: tuple[jax.Array, ...] = ()
 
     @classmethod
     def create(
         cls, config: LlamaConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32
     ) -> "KVCache":
-        """Return an empty cache of `capacity` slots for `batch` sequences."""
+        """Return an empty cache of `capacity` slots for `batch` sequences.
+
+        With dtype int8 every key and value is rounded to 255 steps of its own scale: half the bytes
+        of bfloat16, and a scale for every H of them.
+        """
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
+
         # Distinct arrays: a donated buffer may appear in a call only once.
+        def empty(shape, dtype):
+            return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+
+        int8 = jnp.dtype(dtype) == jnp.int8
         return cls(
-            keys=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
-            values=tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
+            keys=empty(shape, dtype),
+            values=empty(shape, dtype),
             starts=jnp.zeros((batch,), jnp.int32),
             length=jnp.zeros((), jnp.int32),
+            key_scales=empty(shape[:-1], jnp.float32) if int8 else (),
+            value_scales=empty(shape[:-1], jnp.float32) if int8 else (),
         )
 
     @property
@@ -71,11 +87,18 @@ class KVCache:
 
         def put(arrays, new):
             old = arrays[layer]
-            new = new.transpose(0, 2, 1, 3).astype(old.dtype)  # (B, K, T, H)
-            new = jax.lax.dynamic_update_slice(old, new, (0, 0, self.length, 0))
+            corner = (0, 0, self.length, 0)[: new.ndim]
+            new = jax.lax.dynamic_update_slice(old, new.astype(old.dtype), corner)
             return (*arrays[:layer], new, *arrays[layer + 1 :])
 
-        return dataclasses.replace(self, keys=put(self.keys, k), values=put(self.values, v))
+        fields = {}
+        for name, new in (("key", k), ("value", v)):
+            new = new.transpose(0, 2, 1, 3)  # (B, K, T, H)
+            if self.key_scales:
+                new, scale = packed.to_int8(new, axis=-1)
+                fields[f"{name}_scales"] = put(getattr(self, f"{name}_scales"), scale[..., 0])
+            fields[f"{name}s"] = put(getattr(self, f"{name}s"), new)
+        return dataclasses.replace(self, **fields)
 
     def read(self, layer: int) -> tuple[jax.Array, jax.Array]:
         """Return one layer's keys and values, each of shape (B, S, K, H), unused slots included.
@@ -83,3 +106,10 @@ class KVCache:
         The transpose is a matter of names: XLA reads the cache as it lies.
         """
         return self.keys[layer].transpose(0, 2, 1, 3), self.values[layer].transpose(0, 2, 1, 3)
+
+    def scales(self, layer: int) -> tuple[jax.Array, ...]:
+        """Return one layer's scales of keys and of values, each (B, S, K); none if not int8."""
+        if not self.key_scales:
+            return ()
+        both = (self.key_scales[layer], self.value_scales[layer])
+        return tuple(scale.transpose(0, 2, 1) for scale in both)

@@ -130,6 +130,26 @@ def _need(source: Mapping[str, Any], key: str, where: str) -> Any:
     return source[key]
 
 
+def _size(source: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
+    """Return a whole number above 0; the default where the source has none or null."""
+    value = (
+        default if source.get(key) is None and default is not None else _need(source, key, where)
+    )
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{where} gives {key!r} as {value!r}; it must be a whole number above 0.")
+    return value
+
+
+def _number(source: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
+    """Return a finite number above 0; the default where the source has none or null."""
+    value = (
+        default if source.get(key) is None and default is not None else _need(source, key, where)
+    )
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{where} gives {key!r} as {value!r}; it must be a number above 0.")
+    return float(value)
+
+
 def from_meta(params: Mapping[str, Any], *, vocab_size: int | None = None) -> LlamaConfig:
     """Return the config that Meta's `params.json` describes.
 
@@ -146,16 +166,15 @@ def from_meta(params: Mapping[str, Any], *, vocab_size: int | None = None) -> Ll
         When a number is missing or the vocabulary is unknown.
     """
     where = "params.json"
-    dim, heads = _need(params, "dim", where), _need(params, "n_heads", where)
-    vocab = params.get("vocab_size", -1)
-    vocab = vocab if vocab > 0 else vocab_size
+    dim, heads = _size(params, "dim", where), _size(params, "n_heads", where)
+    vocab = vocab_size if params.get("vocab_size", -1) == -1 else _size(params, "vocab_size", where)
     if vocab is None:
         raise InputError(
             "params.json gives no vocabulary size (-1); pass vocab_size=32000 for Llama 1 and 2."
         )
     # Nothing in the file names the generation; scaled RoPE came with 3.1, theta 500,000 with 3.
     scaled = params.get("use_scaled_rope", False)
-    theta = float(params.get("rope_theta", 10_000.0))
+    theta = _number(params, "rope_theta", where, 10_000.0)
     context = (
         131_072
         if scaled
@@ -165,23 +184,24 @@ def from_meta(params: Mapping[str, Any], *, vocab_size: int | None = None) -> Ll
         if params.get("norm_eps") == 1e-6
         else 4096
     )
-    ffn_dim = params.get("hidden_dim") or llama_ffn_dim(
-        dim, params.get("multiple_of", 256), params.get("ffn_dim_multiplier")
-    )
+    multiplier = params.get("ffn_dim_multiplier")
+    if multiplier is not None:
+        multiplier = _number(params, "ffn_dim_multiplier", where)
+    ffn_dim = llama_ffn_dim(dim, _size(params, "multiple_of", where, 256), multiplier)
     return LlamaConfig(
         vocab_size=vocab,
         embed_dim=dim,
-        ffn_dim=ffn_dim,
-        num_layers=_need(params, "n_layers", where),
+        ffn_dim=_size(params, "hidden_dim", where, ffn_dim),
+        num_layers=_size(params, "n_layers", where),
         num_heads=heads,
-        num_kv_heads=params.get("n_kv_heads") or heads,
-        head_dim=params.get("head_dim") or dim // heads,
-        context=params.get("max_seq_len", context),
+        num_kv_heads=_size(params, "n_kv_heads", where, heads),
+        head_dim=_size(params, "head_dim", where, max(1, dim // heads)),
+        context=_size(params, "max_seq_len", where, context),
         rope_theta=theta,
-        rope_scaling=RopeScaling(factor=float(params.get("rope_scaling_factor") or 8.0))
+        rope_scaling=RopeScaling(factor=_number(params, "rope_scaling_factor", where, 8.0))
         if scaled
         else None,
-        norm_eps=params.get("norm_eps", 1e-5),
+        norm_eps=_number(params, "norm_eps", where, 1e-5),
     )
 
 
@@ -206,7 +226,11 @@ def from_hf(config: Mapping[str, Any]) -> LlamaConfig:
         raise InputError(
             f"config.json asks for the activation {config['hidden_act']!r}; Llama uses 'silu'."
         )
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        if not isinstance(config.get(key) or {}, Mapping):
+            raise InputError(f"config.json gives {key!r} as {config[key]!r}; it must be an object.")
+        rope |= config.get(key) or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "llama3"):
         raise InputError(
@@ -215,26 +239,63 @@ def from_hf(config: Mapping[str, Any]) -> LlamaConfig:
     scaling = None
     if rope_type == "llama3":
         scaling = RopeScaling(
-            factor=float(_need(rope, "factor", where)),
-            low_freq_factor=float(rope.get("low_freq_factor", 1.0)),
-            high_freq_factor=float(rope.get("high_freq_factor", 4.0)),
-            original_context=int(rope.get("original_max_position_embeddings", 8192)),
+            factor=_number(rope, "factor", where),
+            low_freq_factor=_number(rope, "low_freq_factor", where, 1.0),
+            high_freq_factor=_number(rope, "high_freq_factor", where, 4.0),
+            original_context=_size(rope, "original_max_position_embeddings", where, 8192),
         )
-    heads, dim = _need(config, "num_attention_heads", where), _need(config, "hidden_size", where)
+    theta = rope if rope.get("rope_theta") is not None else config
+    heads, dim = _size(config, "num_attention_heads", where), _size(config, "hidden_size", where)
     return LlamaConfig(
-        vocab_size=_need(config, "vocab_size", where),
+        vocab_size=_size(config, "vocab_size", where),
         embed_dim=dim,
-        ffn_dim=_need(config, "intermediate_size", where),
-        num_layers=_need(config, "num_hidden_layers", where),
+        ffn_dim=_size(config, "intermediate_size", where),
+        num_layers=_size(config, "num_hidden_layers", where),
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or dim // heads,
-        context=config.get("max_position_embeddings", 2048),
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
+        num_kv_heads=_size(config, "num_key_value_heads", where, heads),
+        head_dim=_size(config, "head_dim", where, max(1, dim // heads)),
+        context=_size(config, "max_position_embeddings", where, 2048),
+        rope_theta=_number(theta, "rope_theta", where, 10_000.0),
         rope_scaling=scaling,
-        norm_eps=config.get("rms_norm_eps", 1e-6),
+        norm_eps=_number(config, "rms_norm_eps", where, 1e-6),
         tied=bool(config.get("tie_word_embeddings", False)),
     )
+
+
+def to_hf(config: LlamaConfig) -> dict[str, Any]:
+    """Return the `config.json` of a config, in words that transformers 4 and 5 read alike.
+
+    `from_hf` undoes it. Token ids and the dtype, which a `LlamaConfig` doesn't know, are the
+    caller's to add.
+    """
+    scaling = config.rope_scaling
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.ffn_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.context,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None
+        if scaling is None
+        else {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_context,
+        },
+        "tie_word_embeddings": config.tied,
+    }
 
 
 def from_gguf(metadata: Mapping[str, Any], *, tied: bool, rope_factors: Any = None) -> LlamaConfig:

@@ -1,5 +1,6 @@
 """Which processor JAX should look for, decided before JAX is imported."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -27,3 +28,16 @@ def prefer_cpu_if_alone(environment: dict[str, str] | None = None) -> None:
     environment = os.environ if environment is None else environment
     if "JAX_PLATFORMS" not in environment and sys.platform == "linux" and not has_accelerator():
         environment["JAX_PLATFORMS"] = "cpu"
+
+
+def virtual_cpu_devices(count: int) -> None:
+    """Have the CPU counted as that many devices, if nothing else says how many it is.
+
+    Only before JAX has made its devices; later calls change nothing.
+    """
+    import jax
+
+    if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):  # JAX has its devices already.
+        jax.config.update("jax_num_cpu_devices", count)

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -71,6 +72,7 @@ def stream(
     *,
     max_new_tokens: int = 128,
     chat: bool = False,
+    cache_dtype: Any = None,
     **sampling: float | int,
 ) -> Iterator[str]:
     """Yield the continuation piece by piece, as the model writes it.
@@ -85,6 +87,8 @@ def stream(
         At most so many; a stop token ends earlier.
     chat
         Wrap a plain prompt in the model's chat format.
+    cache_dtype
+        As in `Session`: "int8" halves the cache's bytes.
     **sampling
         `temperature`, `top_k`, `top_p`, `min_p`, `seed`, as in `Sampling`.
 
@@ -95,7 +99,7 @@ def stream(
         `max_new_tokens`, or a sampling number out of range.
     """
     prompts = [encode_prompt(tokenizer, prompt, chat=chat)]
-    run = _Run(model, tokenizer, prompts, max_new_tokens, Sampling(**sampling))
+    run = _Run(model, tokenizer, prompts, max_new_tokens, Sampling(**sampling), cache_dtype)
 
     def pieces() -> Iterator[str]:
         decoder = tokenizer.stream()
@@ -115,6 +119,7 @@ def complete(
     *,
     max_new_tokens: int = 128,
     chat: bool = False,
+    cache_dtype: Any = None,
     **sampling: float | int,
 ) -> list[Completion]:
     """Return a `Completion` per prompt; parameters as in `stream`.
@@ -123,7 +128,7 @@ def complete(
     that it would get alone.
     """
     encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
-    run = _Run(model, tokenizer, encoded, max_new_tokens, Sampling(**sampling))
+    run = _Run(model, tokenizer, encoded, max_new_tokens, Sampling(**sampling), cache_dtype)
     rows: list[list[int]] = [[] for _ in encoded]
     for tokens in run.steps():
         for row, token in zip(rows, tokens, strict=True):
@@ -175,12 +180,13 @@ class _Run:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         sampling: Sampling,
+        cache_dtype: Any = None,
     ):
         longest = check_prompts(prompts, model.config)
         check_budget(longest, max_new_tokens, model.config.context)
         self.prompts, self.stop_ids = prompts, tokenizer.stop_ids
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
-        self.session = Session(model, longest + max_new_tokens)
+        self.session = Session(model, longest + max_new_tokens, cache_dtype=cache_dtype)
         self.prefill_s = self.decode_tokens_per_s = 0.0
 
     def steps(self) -> Iterator[list[int | None]]:
@@ -225,6 +231,8 @@ class Chat:
         System message; None is the model's default.
     capacity
         Tokens of the whole conversation; by default 2,048 or the context, whichever is less.
+    cache_dtype
+        As in `Session`.
 
     Raises
     ------
@@ -239,9 +247,11 @@ class Chat:
         *,
         system: str | None = None,
         capacity: int | None = None,
+        cache_dtype: Any = None,
     ):
         self.tokenizer = tokenizer
-        self.session = Session(model, capacity or min(2048, model.config.context))
+        capacity = capacity or min(2048, model.config.context)
+        self.session = Session(model, capacity, cache_dtype=cache_dtype)
         self.messages: list[dict[str, str]] = []
         if system is not None:
             self.messages.append({"role": "system", "content": system})

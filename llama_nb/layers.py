@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llama_nb import packed
 from llama_nb.config import RopeScaling
 
 # What multiplies matrices is one program outside of `jit` too. Operation by operation, the CPU
@@ -63,7 +64,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = 
 
     References
     ----------
-    Su et al. 2021, equation 15; Llama 3 report, section 3.4.3, and Meta's `apply_scaling`.
+    Su et al. 2021, equation 15; the bands are those of Meta's code, `apply_scaling`.
     """
     exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
     frequencies = theta**-exponents
@@ -123,7 +124,14 @@ def rope(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 @_one_program
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None = None,
+    k_scale: jax.Array | None = None,
+    v_scale: jax.Array | None = None,
+) -> jax.Array:
     """Grouped-query attention: `softmax(q k^T / sqrt(H)) v`, G query heads to each KV head.
 
     The G queries of a group and the T positions become rows of one matrix product per KV head, so
@@ -138,6 +146,9 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
     mask
         Boolean, shape (B, T, S): True where query t may look at key s. None lets all look at all.
         A row that may look at nothing (padding) returns an average, never NaN.
+    k_scale, v_scale
+        Of int8 keys and values: float32 of shape (B, S, K), one scale per key and per value. They
+        multiply scores and weights, which are H times fewer than keys and values.
 
     Returns
     -------
@@ -152,14 +163,20 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None =
     K = k.shape[2]
     G = N // K
     rows = q.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    k, v = (x.astype(q.dtype) if x.dtype == jnp.int8 else x for x in (k, v))
     scores = jnp.einsum("bkmh,bskh->bkms", rows, k, preferred_element_type=jnp.float32)
     scores = scores * (H**-0.5)
+    if k_scale is not None:
+        scores = scores * k_scale.transpose(0, 2, 1)[:, :, None]
     if mask is not None:
         scores = scores.reshape(B, K, G, T, -1)
         # Finite, so that a row with nothing to see is a mean and not 0/0.
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
         scores = scores.reshape(B, K, G * T, -1)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights = jax.nn.softmax(scores, axis=-1)
+    if v_scale is not None:
+        weights = weights * v_scale.transpose(0, 2, 1)[:, :, None]
+    weights = weights.astype(v.dtype)
     mixed = jnp.einsum("bkms,bskh->bkmh", weights, v)
     return mixed.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 
@@ -218,7 +235,7 @@ def causal_mask(starts: jax.Array, first: jax.Array | int, T: int, S: int) -> ja
 
 
 @functools.partial(_one_program, static_argnames=("contract",))
-def dense(x: jax.Array, weight: jax.Array, contract: int = 1) -> jax.Array:
+def dense(x: jax.Array, weight: jax.Array | packed.Packed, contract: int = 1) -> jax.Array:
     """Multiply the last `contract` axes of `x` with the first `contract` axes of `weight`.
 
     Written as one product of two matrices: XLA's CPU backend streams those at the memory's speed
@@ -229,7 +246,7 @@ def dense(x: jax.Array, weight: jax.Array, contract: int = 1) -> jax.Array:
     x
         Shape (B, T, *inputs).
     weight
-        Shape (*inputs, *outputs), `contract` of them inputs.
+        Shape (*inputs, *outputs), `contract` of them inputs; an array, or one kept in fewer bits.
 
     Returns
     -------
@@ -238,7 +255,10 @@ def dense(x: jax.Array, weight: jax.Array, contract: int = 1) -> jax.Array:
     """
     inputs, outputs = weight.shape[:contract], weight.shape[contract:]
     lead = x.shape[: x.ndim - contract]
-    rows, matrix = x.reshape(-1, math.prod(inputs)), weight.reshape(math.prod(inputs), -1)
+    rows = x.reshape(-1, math.prod(inputs))
+    if isinstance(weight, packed.Packed):
+        return packed.project(rows, weight, contract).reshape(*lead, *outputs)
+    matrix = weight.reshape(math.prod(inputs), -1)
     if rows.shape[0] == 1:
         flat = jax.lax.platform_dependent(rows, matrix, cpu=_row_times_matrix, default=jnp.matmul)
     else:
@@ -256,6 +276,33 @@ def _row_times_matrix(row: jax.Array, matrix: jax.Array) -> jax.Array:
     parts = max(n for n in (1, 2, 4, 8) if n <= (os.cpu_count() or 1) and size % n == 0)
     row, matrix = row.reshape(parts, size // parts), matrix.reshape(parts, size // parts, -1)
     return jnp.einsum("pi,pio->po", row, matrix).sum(axis=0, keepdims=True)
+
+
+@_one_program
+def unembed(x: jax.Array, table: jax.Array | packed.Packed) -> jax.Array:
+    """Compare hidden states with every row of the head: logits.
+
+    Parameters
+    ----------
+    x
+        Shape (B, T, D).
+    table
+        The head, or the embedding where they are tied: shape (V, D).
+
+    Returns
+    -------
+    jax.Array
+        Shape (B, T, V), float32.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if isinstance(table, packed.Packed):
+        flat = packed.unembed(rows, table)
+    elif rows.shape[0] == 1:
+        # matrix @ vector: four times as fast as vector @ matrix.T on recent CPU backends.
+        flat = jnp.matmul(table, rows[0], preferred_element_type=jnp.float32)
+    else:
+        flat = jnp.matmul(rows, table.T, preferred_element_type=jnp.float32)
+    return flat.reshape(*x.shape[:-1], -1)
 
 
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:

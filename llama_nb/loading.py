@@ -1,14 +1,17 @@
 """A model and its tokenizer from a name, a folder or a file."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
-from llama_nb import assets, presets
+from llama_nb import assets, download, presets, progress, sharding
 from llama_nb import tokenizer as tokenizers
-from llama_nb.checkpoint import load_params, open_checkpoint
+from llama_nb.checkpoint import Checkpoint, load_params, open_checkpoint
 from llama_nb.errors import InputError
 from llama_nb.model import Llama, with_params
 from llama_nb.tokenizer import Tokenizer
@@ -22,7 +25,8 @@ def locate(model: str | Path) -> Path:
     Parameters
     ----------
     model
-        `smollm2-135m`, a folder with `config.json` and safetensors, or a `.gguf` file.
+        `smollm2-135m`, a folder with `config.json` and safetensors, one with Meta's `params.json`,
+        a `.gguf` file, or the name of a repository that `llama-nb download` has fetched.
 
     Raises
     ------
@@ -30,6 +34,8 @@ def locate(model: str | Path) -> Path:
         When it is neither a path nor a known name, or the name's weights can't be fetched.
     """
     path = Path(model).expanduser()
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) and not path.suffix:
+        return _downloaded(str(model))
     if path.exists() or path.suffix == ".gguf" or len(path.parts) > 1:
         return path  # A missing path is the reader's to report.
     presets.get(str(model))
@@ -41,12 +47,29 @@ def locate(model: str | Path) -> Path:
     )
 
 
+def _downloaded(repo: str) -> Path:
+    folder = download.cached(repo)
+    if folder is None:
+        raise InputError(
+            f"{repo} is neither a folder here nor in the Hub's cache; "
+            f"fetch it with: llama-nb download {repo}"
+        )
+    return folder
+
+
 def default_dtype() -> Any:
     """Return bfloat16 on TPU and GPU; float32 on CPU, where bfloat16 products are slow."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
-def load(model: str | Path = DEFAULT_MODEL, *, dtype: Any = None) -> tuple[Llama, Tokenizer]:
+def load(
+    model: str | Path = DEFAULT_MODEL,
+    *,
+    dtype: Any = None,
+    quant: str | None = None,
+    mesh: Mesh | None = None,
+    strategy: str = "2d",
+) -> tuple[Llama, Tokenizer]:
     """Return a model with its weights, and its tokenizer.
 
     Programs compiled for it are kept in the user's cache, so that the next run starts faster;
@@ -57,7 +80,13 @@ def load(model: str | Path = DEFAULT_MODEL, *, dtype: Any = None) -> tuple[Llama
     model
         `smollm2-135m`, a folder or a `.gguf` file, as in `locate`.
     dtype
-        Of the weights and the cache; by default `default_dtype()`.
+        Of the weights and the cache; by default `default_dtype()`. On CPU bfloat16 is how the
+        matrices are kept (`packed.Packed`); what is computed is float32.
+    quant
+        "int8" keeps the matrices as int8 with a scale per output.
+    mesh, strategy
+        Split the weights over the devices of a mesh, by a strategy of `sharding.STRATEGIES`; each
+        device's part is read straight from the files.
 
     Raises
     ------
@@ -70,8 +99,35 @@ def load(model: str | Path = DEFAULT_MODEL, *, dtype: Any = None) -> tuple[Llama
     metadata = getattr(checkpoint, "metadata", None)
     tokenizer = Tokenizer.from_gguf(metadata) if metadata else tokenizers.load(path)
     keep_compiled_programs()
-    params = load_params(checkpoint, default_dtype() if dtype is None else dtype)
+    params = load_weights(checkpoint, dtype=dtype, quant=quant, mesh=mesh, strategy=strategy)
     return with_params(checkpoint.config, params), tokenizer
+
+
+def load_weights(
+    checkpoint: Checkpoint,
+    *,
+    dtype: Any = None,
+    quant: str | None = None,
+    mesh: Mesh | None = None,
+    strategy: str = "2d",
+) -> dict[str, Any]:
+    """Return an open checkpoint's parameters in the form that suits this backend.
+
+    Parameters as in `load`; progress is shown on standard error for models that take a while.
+    """
+    dtype = np.dtype(default_dtype() if dtype is None else dtype)
+    config = checkpoint.config
+    # On CPU a matrix in few bits is widened in the product, and activations stay float32.
+    bits = jax.default_backend() == "cpu" and dtype == jnp.bfloat16
+    with progress.bar("loading", config.param_count(), quiet=config.param_count() < 10**9) as show:
+        return load_params(
+            checkpoint,
+            jnp.float32 if bits else dtype,
+            quant=quant,
+            bits=bits and quant is None,
+            shardings=None if mesh is None else sharding.param_shardings(config, mesh, strategy),
+            progress=show,
+        )
 
 
 def keep_compiled_programs() -> None:

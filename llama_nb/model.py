@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from llama_nb import compat, layers
+from llama_nb import compat, layers, packed
 from llama_nb.cache import KVCache
 from llama_nb.config import LlamaConfig
 
@@ -195,7 +195,7 @@ class Llama(nnx.Module):
         starts = jnp.zeros((B,), jnp.int32) if cache is None else cache.starts
         first = 0 if attend_self else cache.length
         mask = layers.causal_mask(starts, first, T, T if attend_self else cache.capacity)
-        x = compat.value(self.embed)[tokens]
+        x = self.embedded(tokens)
         for index, block in enumerate(self.layers):
 
             def attend(q, k, v, index=index):
@@ -204,10 +204,17 @@ class Llama(nnx.Module):
                     cache = cache.write(index, k, v)
                 if attend_self:
                     return layers.causal_attention(q, k, v, mask, block=max(128, T // 8))
-                return layers.attention(q, *cache.read(index), mask)
+                return layers.attention(q, *cache.read(index), mask, *cache.scales(index))
 
             x = block(x, cos, sin, attend, tp_axis)
         return layers.rms_norm(x, compat.value(self.norm), self.config.norm_eps), cache
+
+    def embedded(self, tokens: jax.Array) -> jax.Array:
+        """Return the embeddings of tokens (B, T): shape (B, T, D), dtype of the norms."""
+        table = compat.value(self.embed)
+        if isinstance(table, packed.Packed):
+            return packed.take(table, tokens, compat.value(self.norm).dtype)
+        return table[tokens]
 
     def angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return this model's `layers.rope_angles` at positions of shape (B, T)."""
@@ -220,13 +227,7 @@ class Llama(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return next-token logits, shape (B, T, V) float32, of hidden states (B, T, D)."""
         head = compat.value(self.embed if self.config.tied else self.lm_head)
-        rows = hidden.reshape(-1, hidden.shape[-1])
-        if rows.shape[0] == 1:
-            # matrix @ vector: four times as fast as vector @ matrix.T on recent CPU backends.
-            flat = jnp.matmul(head, rows[0], preferred_element_type=jnp.float32)
-        else:
-            flat = jnp.matmul(rows, head.T, preferred_element_type=jnp.float32)
-        return flat.reshape(*hidden.shape[:-1], -1)
+        return layers.unembed(hidden, head)
 
 
 def params_of(model: Llama) -> dict[str, Any]:

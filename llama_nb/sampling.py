@@ -33,7 +33,7 @@ class Sampling:
 
     References
     ----------
-    Fan et al. 2018 (top-k), Holtzman et al. 2020 (top-p), Nguyen et al. 2024 (min-p).
+    Fan et al. 2018 (top-k), Holtzman et al. 2020 (top-p), Nguyen et al. 2025 (min-p).
     """
 
     temperature: float = 0.0

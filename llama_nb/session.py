@@ -153,6 +153,8 @@ class Session:
     capacity
         Most tokens that the session will hold, prompts and answers together; by default the
         model's context. Memory is taken for it at once.
+    cache_dtype
+        Of keys and values; by default that of the activations. "int8" keeps a scale for each.
 
     Raises
     ------
@@ -160,7 +162,7 @@ class Session:
         When `capacity` is not between 1 and the model's context.
     """
 
-    def __init__(self, model: Llama, capacity: int | None = None):
+    def __init__(self, model: Llama, capacity: int | None = None, *, cache_dtype: Any = None):
         self.config = model.config
         self.params = params_of(model)
         self.limit = self.config.context if capacity is None else capacity
@@ -169,7 +171,7 @@ class Session:
                 f"a session of {self.limit} tokens was asked for; "
                 f"this model's context allows 1 to {self.config.context}."
             )
-        self.dtype = jax.tree.leaves(self.params)[0].dtype
+        self.dtype = self.params["norm"].dtype if cache_dtype is None else jnp.dtype(cache_dtype)
         self.cache: KVCache | None = None
         self.used = 0
 

@@ -66,6 +66,11 @@ class BytePairs:
     pattern : str
         The regular expression that splits a text into words.
 
+    Attributes
+    ----------
+    ranks : dict of bytes to int
+        The pieces that merging can produce; of two the one of lower rank is made first.
+
     Raises
     ------
     CorruptFileError
@@ -83,7 +88,7 @@ class BytePairs:
         rising = all(a < b for a, b in itertools.pairwise(order))
         self._ids = None if rising else order
         ranks = {pieces[i]: i if rising else rank for rank, i in enumerate(order)}
-        self._pattern = pattern
+        self.pattern, self.ranks = pattern, ranks
         self._missing = bytes(byte for byte in range(256) if bytes([byte]) not in ranks)
         try:
             self._tiktoken = tiktoken.Encoding(
@@ -118,7 +123,7 @@ class BytePairs:
         import regex
 
         found = []
-        for word in regex.findall(self._pattern, text):
+        for word in regex.findall(self.pattern, text):
             if data := word.encode().translate(None, self._missing):
                 found += self._tiktoken._encode_single_piece(data)
         return found
@@ -134,6 +139,11 @@ class SentencePieces:
     where : str
         What to call it in an error message.
 
+    Attributes
+    ----------
+    processor : sentencepiece.SentencePieceProcessor
+        The library's, which does the work.
+
     Raises
     ------
     CorruptFileError
@@ -142,8 +152,6 @@ class SentencePieces:
         When the `sentencepiece` package is not installed.
     """
 
-    dummy_prefix = True
-
     def __init__(self, model: bytes, where: str):
         try:
             import sentencepiece
@@ -151,14 +159,14 @@ class SentencePieces:
             raise MissingDependencyError(
                 f"{where} is a SentencePiece model; install 'sentencepiece' to read it."
             ) from None
-        self._processor = sentencepiece.SentencePieceProcessor()
+        self.processor = sentencepiece.SentencePieceProcessor()
         try:
-            self._processor.LoadFromSerializedProto(model)
+            self.processor.LoadFromSerializedProto(model)
         except RuntimeError:
             raise CorruptFileError(
                 f"{where} is not a SentencePiece model; fetch it again."
             ) from None
-        processor, count = self._processor, self._processor.GetPieceSize()
+        processor, count = self.processor, self.processor.GetPieceSize()
         self.names = [processor.IdToPiece(i) for i in range(count)]
         self.control = {
             self.names[i]: i
@@ -170,10 +178,12 @@ class SentencePieces:
             for i, name in enumerate(self.names)
         ]
         self.bos_id, self.eos_id = processor.bos_id(), processor.eos_id()
+        # Whether a text is read as if a space came before it, as Llama 1's and 2's is.
+        self.dummy_prefix = "".join(processor.EncodeAsPieces("a")).startswith("▁")
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, in which nothing is special."""
-        return self._processor.EncodeAsIds(text) if text else []
+        return self.processor.EncodeAsIds(text) if text else []
 
 
 def read_tiktoken(path: Path) -> list[bytes]:

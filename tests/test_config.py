@@ -165,3 +165,46 @@ def test_read_json_says_what_is_wrong(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CorruptFileError, match="list"):
         config.read_json(tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_size", "64"),
+        ("num_attention_heads", 0),
+        ("num_hidden_layers", None),
+        ("vocab_size", 3.5),
+        ("intermediate_size", True),
+        ("rope_theta", "big"),
+        ("rope_theta", float("inf")),
+        ("rms_norm_eps", -1e-5),
+        ("rope_scaling", "llama3"),
+        ("rope_parameters", {"rope_type": "llama3", "factor": "8"}),
+        ("max_position_embeddings", []),
+    ],
+)
+def test_hugging_faces_numbers_that_are_none(key, value):
+    good = config.to_hf(presets.get("tiny"))
+    assert config.from_hf(good) == presets.get("tiny")
+    with pytest.raises(InputError, match=r"config\.json"):
+        config.from_hf({**good, key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dim", "64"),
+        ("n_heads", 0),
+        ("n_layers", None),
+        ("vocab_size", -7),
+        ("multiple_of", 0),
+        ("ffn_dim_multiplier", "1.3"),
+        ("rope_theta", []),
+        ("norm_eps", 0),
+    ],
+)
+def test_metas_numbers_that_are_none(key, value):
+    good = {"dim": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 256, "multiple_of": 32}
+    assert config.from_meta(good).embed_dim == 64
+    with pytest.raises(InputError, match=r"params\.json"):
+        config.from_meta({**good, key: value})

@@ -41,6 +41,21 @@ class Checkpoint:
         """Return part of a stored tensor: some rows and, for a matrix, some columns."""
         raise NotImplementedError
 
+    def scales(self, entry: Entry) -> np.ndarray | None:
+        """Return what each stored row of an int8 tensor is to be multiplied by.
+
+        Returns
+        -------
+        numpy.ndarray or None
+            float32, shape (outputs,); None where the tensor is stored plain. `read` and `rows`
+            return the int8 values as they are.
+        """
+        return None
+
+    def readable(self, name: str, dtype: str) -> bool:
+        """Return whether a tensor of that stored dtype can be read as weights."""
+        return True
+
     def ignored(self) -> Iterable[str]:
         """Return names of stored tensors that are no parameters."""
         return ()
@@ -51,8 +66,8 @@ class Checkpoint:
         Raises
         ------
         CorruptFileError
-            Naming the file and the first tensor that is missing, has another shape, or is
-            unknown.
+            Naming the file and the first tensor that is missing, has another shape or dtype, or
+            is unknown.
         """
         stored = self.stored()
         expected = {self.entry_name(entry): entry for entry in entries(self.config)}
@@ -65,6 +80,11 @@ class Checkpoint:
                 raise CorruptFileError(
                     f"{self.path}: tensor {name} has shape {stored[name][0]}, but the config "
                     f"says {entry.stored_shape}; config and tensors belong to different models."
+                )
+            if not self.readable(name, stored[name][1]):
+                raise CorruptFileError(
+                    f"{self.path}: tensor {name} is {stored[name][1]}, which no weights are here; "
+                    "use a checkpoint in bfloat16, float16 or float32."
                 )
         extra = [name for name in stored if name not in expected and name not in self.ignored()]
         if extra:

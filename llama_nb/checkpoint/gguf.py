@@ -42,6 +42,7 @@ class GGUFCheckpoint(Checkpoint):
                 f"{self.path} is damaged or cut short ({error}); fetch it again."
             ) from None
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self._readable: set[str] = set()
         size = self.path.stat().st_size
         end = max((t.data_offset + t.n_bytes for t in reader.tensors), default=0)
         if end > size:
@@ -69,6 +70,12 @@ class GGUFCheckpoint(Checkpoint):
             name: (tuple(int(n) for n in reversed(tensor.shape)), tensor.tensor_type.name)
             for name, tensor in self._tensors.items()
         }
+
+    def readable(self, name: str, dtype: str) -> bool:
+        if dtype not in self._readable:
+            self.rows(name, slice(0, 1), None)  # or says which dtypes would do
+            self._readable.add(dtype)
+        return True
 
     def ignored(self) -> tuple[str, ...]:
         return (_ROPE_FACTORS,)

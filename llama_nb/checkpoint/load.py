@@ -1,6 +1,9 @@
-"""From a checkpoint to arrays on devices, one tensor after another."""
+"""From a checkpoint to arrays on devices: each slice from the file straight to its device."""
 
-from collections.abc import Callable
+import concurrent.futures
+import math
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +11,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama_nb.checkpoint.base import Checkpoint
+from llama_nb.checkpoint.base import Checkpoint, Index
 from llama_nb.checkpoint.gguf import GGUFCheckpoint
 from llama_nb.checkpoint.meta import MetaCheckpoint
 from llama_nb.checkpoint.names import Entry, entries
 from llama_nb.checkpoint.safetensors import SafetensorsCheckpoint
 from llama_nb.errors import InputError, MissingFileError
+from llama_nb.packed import Packed, to_int8
+from llama_nb.quantize import SHARED_AXES, check_kind
+
+Shardings = Mapping[tuple[str | int, ...], jax.sharding.Sharding]
+
+_TILE = 1 << 20  # elements that one thread turns at a time
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -43,9 +52,16 @@ def load_params(
     checkpoint: Checkpoint,
     dtype: Any = jnp.float32,
     *,
+    quant: str | None = None,
+    bits: bool = False,
+    shardings: Shardings | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Return the parameters as `model.with_params` takes them.
+
+    One tensor after another: of each, a device's slice is read from the memory map, cast or
+    quantized, and put there. Beyond what this host's devices keep, no more than one tensor is in
+    memory, and slices of other hosts' devices are not read.
 
     Parameters
     ----------
@@ -53,33 +69,159 @@ def load_params(
         Open; its tensors are checked against its config first.
     dtype
         What every parameter is cast to.
+    quant
+        "int8" makes every matrix a `packed.Packed` of int8. A checkpoint that holds int8 matrices
+        gives those as they are.
+    bits
+        Keep bfloat16 matrices as `packed.Packed` bits and everything else as float32: the form in
+        which CPUs multiply them fast.
+    shardings
+        By `Entry.path`, as `sharding.param_shardings` gives them; None puts all on one device.
     progress
-        Called with bytes done and bytes in all after each tensor.
+        Called with numbers done and numbers in all after each tensor.
 
     Raises
     ------
     CorruptFileError
         Before anything is read, when tensors and config disagree.
     """
+    check_kind(quant)
     checkpoint.check()
     todo = list(entries(checkpoint.config))
-    itemsize = np.dtype(dtype).itemsize
-    total = sum(int(np.prod(entry.shape)) for entry in todo) * itemsize
+    total = sum(math.prod(entry.shape) for entry in todo)
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     done, params = 0, {}
-    for entry in todo:
-        values = checkpoint.read(entry)
-        array = jax.device_put(np.ascontiguousarray(values.astype(dtype, copy=False)))
-        _insert(params, entry, array)
-        done += array.size * itemsize
-        if progress is not None:
-            progress(done, total)
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for entry in todo:
+            sharding = one if shardings is None else shardings[entry.path]
+            axes = SHARED_AXES.get(entry.path[-1])
+            stored = checkpoint.scales(entry)
+            if axes is not None and (quant is not None or stored is not None):
+                value = _int8(checkpoint, entry, axes, sharding, threads)
+            elif bits:
+                wide = np.dtype(jnp.bfloat16 if axes is not None else jnp.float32)
+                value = _plain(checkpoint, entry, wide, sharding, threads, bits=axes is not None)
+            else:
+                value = _plain(checkpoint, entry, np.dtype(dtype), sharding, threads)
+            # Wait, so that what the host read is freed before the next tensor is.
+            _insert(params, entry, jax.block_until_ready(value))
+            done += math.prod(entry.shape)
+            if progress is not None:
+                progress(done, total)
     return params
 
 
-def _insert(params: dict[str, Any], entry: Entry, array: Any) -> None:
+def _plain(
+    checkpoint: Checkpoint,
+    entry: Entry,
+    dtype: np.dtype,
+    sharding: jax.sharding.Sharding,
+    threads: concurrent.futures.Executor,
+    bits: bool = False,
+) -> jax.Array | Packed:
+    def part(index: Index) -> np.ndarray:
+        spans = _spans(entry, index)
+        out = np.empty([s.stop - s.start for s in spans], dtype)
+
+        def fill(tile: Index, cut: Index) -> None:
+            out[cut] = checkpoint.read(entry, tile)
+
+        _each_tile(entry, spans, fill, threads)
+        return out.view(np.uint16) if bits else out
+
+    array = jax.make_array_from_callback(entry.shape, sharding, part)
+    return Packed(array) if bits else array
+
+
+def _int8(
+    checkpoint: Checkpoint,
+    entry: Entry,
+    axes: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+    threads: concurrent.futures.Executor,
+) -> Packed:
+    stored = checkpoint.scales(entry)
+    keep = tuple(axis for axis in range(len(entry.shape)) if axis not in axes)
+    found: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+
+    def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+        # As `Packed.scale` broadcasts: a projection's inputs lead and are left out.
+        return tuple(shape[a] for a in keep) if entry.outputs else (shape[0], 1)
+
+    def part(index: Index) -> np.ndarray:
+        spans = _spans(entry, index)
+        out = np.empty([s.stop - s.start for s in spans], np.int8)
+        scales = np.empty([1 if a in axes else s.stop - s.start for a, s in enumerate(spans)], "f4")
+
+        def fill(tile: Index, cut: Index) -> None:
+            if stored is not None:
+                out[cut] = checkpoint.read(entry, tile)
+                return
+            # A scale belongs to whole vectors, of which this device may keep a part.
+            whole = tuple(slice(None) if a in axes else s for a, s in enumerate(tile))
+            values, scale = to_int8(np.asarray(checkpoint.read(entry, whole)), axes, np)
+            out[cut] = values[
+                tuple(tile[a] if a in axes else slice(None) for a in range(len(tile)))
+            ]
+            scales[tuple(slice(None) if a in axes else s for a, s in enumerate(cut))] = scale
+
+        _each_tile(entry, spans, fill, threads)
+        if stored is not None:
+            every = stored.reshape([1 if a in axes else n for a, n in enumerate(entry.shape)])
+            scales = every[tuple(slice(None) if a in axes else s for a, s in enumerate(spans))]
+        found[tuple((spans[a].start, spans[a].stop) for a in keep)] = scales
+        return out
+
+    values = jax.make_array_from_callback(entry.shape, sharding, part)
+
+    def scale(index: Index) -> np.ndarray:
+        shape = scale_shape(entry.shape)
+        spans = [s.indices(n) for s, n in zip(index, shape, strict=True)][: len(keep)]
+        part = found[tuple((start, stop) for start, stop, _ in spans)]
+        return np.ascontiguousarray(part.reshape(scale_shape(part.shape)))
+
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        parts = (*sharding.spec, *[None] * (len(entry.shape) - len(sharding.spec)))
+        parts = tuple(parts[a] for a in keep) + (() if entry.outputs else (None,))
+        spec = jax.sharding.PartitionSpec(*parts)
+        sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
+    return Packed(values, jax.make_array_from_callback(scale_shape(entry.shape), sharding, scale))
+
+
+def _spans(entry: Entry, index: Index) -> tuple[slice, ...]:
+    return tuple(slice(*s.indices(n)) for s, n in zip(index, entry.shape, strict=True))
+
+
+def _each_tile(
+    entry: Entry,
+    spans: tuple[slice, ...],
+    fill: Callable[[Index, Index], None],
+    threads: concurrent.futures.Executor,
+) -> None:
+    """Call `fill(tile of the tensor, tile of the part)` for tiles along the first output axis.
+
+    Files keep an output's inputs side by side, we keep an input's outputs so: a tile is small
+    enough to turn inside the processor's cache.
+    """
+    axis = len(entry.shape) - entry.outputs if entry.outputs else 0
+    first, last = spans[axis].start, spans[axis].stop
+    # Whole tensors count, since a scale needs whole vectors.
+    step = max(1, _TILE // (math.prod(entry.shape) // entry.shape[axis]))
+
+    def one(start: int) -> None:
+        stop = min(start + step, last)
+        tile, cut = list(spans), [slice(None)] * len(spans)
+        tile[axis], cut[axis] = slice(start, stop), slice(start - first, stop - first)
+        fill(tuple(tile), tuple(cut))
+
+    for _ in threads.map(one, range(first, last, step)):
+        pass
+
+
+def _insert(params: dict[str, Any], entry: Entry, value: Any) -> None:
     node = params
     for key in entry.path[:-1]:
         node = node.setdefault(key, {})
     if entry.path[-1] in node:
         raise InputError(f"{entry.name} was loaded twice.")
-    node[entry.path[-1]] = array
+    node[entry.path[-1]] = value

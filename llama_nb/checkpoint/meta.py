@@ -14,6 +14,7 @@ from llama_nb.errors import CorruptFileError, MissingDependencyError, MissingFil
 # Column-parallel matrices are cut along their outputs, row-parallel ones along their inputs.
 _CUT_ROWS = ("wq", "wk", "wv", "w1", "w3", "output")
 _CUT_COLUMNS = ("wo", "w2")
+_DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
 class MetaCheckpoint(Checkpoint):
@@ -44,8 +45,8 @@ class MetaCheckpoint(Checkpoint):
                     f"{file} and {files[0].name} hold different tensors, for instance {lost[0]}."
                 )
         table = self._pieces[0].get("tok_embeddings.weight")
-        if table is None:
-            raise CorruptFileError(f"{files[0]} lacks the tensor tok_embeddings.weight.")
+        if table is None or table.ndim != 2:
+            raise CorruptFileError(f"{files[0]} lacks the matrix tok_embeddings.weight.")
         # Llama 1 and 2 cut the embedding along D, Llama 3 along V.
         self._embedding_axis = 1 if table.shape[1] * len(files) == params.get("dim") else 0
         if len(files) == 1:
@@ -67,7 +68,7 @@ class MetaCheckpoint(Checkpoint):
         return entry.meta
 
     def _axis(self, name: str) -> int | None:
-        kind = name.split(".")[-2]
+        kind = name.rpartition(".")[0].rpartition(".")[2]
         if kind == "tok_embeddings":
             return self._embedding_axis
         return 0 if kind in _CUT_ROWS else 1 if kind in _CUT_COLUMNS else None
@@ -82,10 +83,18 @@ class MetaCheckpoint(Checkpoint):
                         f"{file}: tensor {name} has shape {tuple(piece[name].shape)}, in "
                         f"{self._files[0].name} it has {tuple(first.shape)}."
                     )
-            if axis is not None:
+                if piece[name].dtype != first.dtype:
+                    raise CorruptFileError(
+                        f"{file}: tensor {name} is {_name(piece[name].dtype)}, in "
+                        f"{self._files[0].name} it is {_name(first.dtype)}."
+                    )
+            if axis is not None and axis < len(shape):
                 shape[axis] *= len(self._pieces)
-            shapes[name] = (tuple(shape), str(first.dtype).removeprefix("torch."))
+            shapes[name] = (tuple(shape), _name(first.dtype))
         return shapes
+
+    def readable(self, name: str, dtype: str) -> bool:
+        return dtype in _DTYPES
 
     def ignored(self) -> tuple[str, ...]:
         # Llama 1 and 2 stored RoPE's frequencies; tied models may repeat the embedding.
@@ -123,9 +132,15 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as tensors only ({reason}); it is cut short, of an old format, "
             "or holds code, which is not run."
         ) from None
-    if not isinstance(piece, dict) or not all(isinstance(v, torch.Tensor) for v in piece.values()):
+    if not isinstance(piece, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in piece.items()
+    ):
         raise CorruptFileError(f"{path} is not a table of tensors.")
     return piece
+
+
+def _name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _numpy(tensor: Any) -> np.ndarray:
