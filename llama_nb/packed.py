@@ -46,7 +46,9 @@ class Packed:
         return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
-def to_int8(x: Any, axis: int | tuple[int, ...], xp: Any = jnp) -> tuple[Any, Any]:
+def to_int8(
+    x: Any, axis: int | tuple[int, ...], xp: Any = jnp, scale: Any = None
+) -> tuple[Any, Any]:
     """Round to multiples of one scale per vector: symmetric int8.
 
     The scale maps the vector's largest magnitude to 127, so each number is off by at most half a
@@ -60,6 +62,8 @@ def to_int8(x: Any, axis: int | tuple[int, ...], xp: Any = jnp) -> tuple[Any, An
         The axes that share one scale.
     xp
         `jax.numpy`, or `numpy` while loading.
+    scale
+        Of whole vectors of which `x` is a part; None finds it.
 
     Returns
     -------
@@ -67,10 +71,11 @@ def to_int8(x: Any, axis: int | tuple[int, ...], xp: Any = jnp) -> tuple[Any, An
         int8 values of the shape of `x`, and float32 scales with those axes of size 1.
     """
     x = x.astype(xp.float32)
-    largest = abs(x).max(axis=axis, keepdims=True)
-    # Below that a scale would be subnormal, which processors may take for 0.
-    zero = largest < 127 * float(np.finfo(np.float32).tiny)
-    scale = xp.where(zero, xp.float32(1), largest / xp.float32(127))
+    if scale is None:
+        largest = abs(x).max(axis=axis, keepdims=True)
+        # Below that a scale would be subnormal, which processors may take for 0.
+        zero = largest < 127 * float(np.finfo(np.float32).tiny)
+        scale = xp.where(zero, xp.float32(1), largest / xp.float32(127))
     return xp.rint(x / scale).astype(xp.int8), scale
 
 

@@ -1,6 +1,7 @@
 """Parameters on a mesh of eight virtual devices: who keeps what, and where it was read from."""
 
 import json
+import socket
 import subprocess
 import sys
 import textwrap
@@ -225,3 +226,68 @@ def test_memory_while_loading(tmp_path, how):
     kept, peak, largest = map(int, run.stdout.split())
     assert kept > (250e6 if how == "int8" else 500e6) * 0.6
     assert peak < 1.08 * kept + 4 * largest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", [None, "int8"])
+def test_each_host_reads_its_own_slices(folder, quant):
+    """Two processes with four devices each: together they read the model once."""
+    code = """
+    import sys
+    import jax
+    from llama_nb import devices, presets, sharding
+    from llama_nb.checkpoint import load_params, open_checkpoint
+
+    port, rank, folder, quant = sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4] or None
+    devices.virtual_cpu_devices(4)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, initialization_timeout=60)
+    assert jax.device_count() == 8 and jax.local_device_count() == 4
+    checkpoint = open_checkpoint(folder)
+    read, sizes = checkpoint.read, []
+
+    def spy(entry, index=None):
+        values = read(entry, index)
+        sizes.append(values.size)
+        return values
+
+    checkpoint.read = spy
+    mesh = sharding.make_mesh((2, 4))
+    places = sharding.param_shardings(checkpoint.config, mesh, "fsdp")
+    params = load_params(checkpoint, quant=quant, shardings=places)
+    total = jax.jit(lambda p: sum(abs(leaf.astype("f4")).sum() for leaf in jax.tree.leaves(p)))
+    print(sum(sizes), float(total(params)))
+    jax.distributed.shutdown()
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    runs = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                textwrap.dedent(code),
+                *map(str, (port, rank, folder)),
+                quant or "",
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        ends = [run.communicate(timeout=120) for run in runs]
+    finally:
+        for run in runs:
+            run.kill()
+    assert [run.returncode for run in runs] == [0, 0], ends
+    (read, total), (other_read, other_total) = (
+        map(float, out.splitlines()[-1].split()) for out, _ in ends
+    )
+    assert total == other_total > 0
+    if quant is None:
+        assert read == other_read == TINY.param_count() / 2
+    else:  # A scale needs whole vectors of inputs, once per host.
+        assert max(read, other_read) < 1.5 * TINY.param_count()

@@ -142,37 +142,47 @@ def _int8(
 ) -> Packed:
     stored = checkpoint.scales(entry)
     keep = tuple(axis for axis in range(len(entry.shape)) if axis not in axes)
+    # Scales by range of outputs: devices that keep other inputs of the same outputs share them.
     found: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-    def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-        # As `Packed.scale` broadcasts: a projection's inputs lead and are left out.
-        return tuple(shape[a] for a in keep) if entry.outputs else (shape[0], 1)
+    def without_inputs(index: Index) -> Index:
+        return tuple(slice(None) if a in axes else s for a, s in enumerate(index))
 
     def part(index: Index) -> np.ndarray:
         spans = _spans(entry, index)
         out = np.empty([s.stop - s.start for s in spans], np.int8)
-        scales = np.empty([1 if a in axes else s.stop - s.start for a, s in enumerate(spans)], "f4")
+        key = tuple((spans[a].start, spans[a].stop) for a in keep)
+        known = key in found
+        if stored is not None:
+            every = stored.reshape([1 if a in axes else n for a, n in enumerate(entry.shape)])
+            found[key] = every[without_inputs(spans)]
+        elif not known:
+            sizes = (1 if a in axes else s.stop - s.start for a, s in enumerate(spans))
+            found[key] = np.empty(list(sizes), np.float32)
 
         def fill(tile: Index, cut: Index) -> None:
             if stored is not None:
                 out[cut] = checkpoint.read(entry, tile)
                 return
-            # A scale belongs to whole vectors, of which this device may keep a part.
-            whole = tuple(slice(None) if a in axes else s for a, s in enumerate(tile))
-            values, scale = to_int8(np.asarray(checkpoint.read(entry, whole)), axes, np)
+            scale = found[key][without_inputs(cut)]
+            if known:
+                out[cut] = to_int8(np.asarray(checkpoint.read(entry, tile)), axes, np, scale)[0]
+                return
+            # A scale belongs to a whole vector of inputs, of which this device may keep a part.
+            whole = np.asarray(checkpoint.read(entry, without_inputs(tile)))
+            values, scale[...] = to_int8(whole, axes, np)
             out[cut] = values[
                 tuple(tile[a] if a in axes else slice(None) for a in range(len(tile)))
             ]
-            scales[tuple(slice(None) if a in axes else s for a, s in enumerate(cut))] = scale
 
         _each_tile(entry, spans, fill, threads)
-        if stored is not None:
-            every = stored.reshape([1 if a in axes else n for a, n in enumerate(entry.shape)])
-            scales = every[tuple(slice(None) if a in axes else s for a, s in enumerate(spans))]
-        found[tuple((spans[a].start, spans[a].stop) for a in keep)] = scales
         return out
 
     values = jax.make_array_from_callback(entry.shape, sharding, part)
+
+    def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+        # As `Packed.scale` broadcasts: a projection's inputs lead and are left out.
+        return tuple(shape[a] for a in keep) if entry.outputs else (shape[0], 1)
 
     def scale(index: Index) -> np.ndarray:
         shape = scale_shape(entry.shape)
