@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -250,10 +249,15 @@ def _run(script, *arguments, **options):
 
 def test_a_disk_that_fills_up(source, tmp_path):
     # No disk of our own here, but a limit on the size of files meets the same code.
-    script = "import sys; from llama_nb.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    script = (
+        "import resource, signal, sys\n"
+        "from llama_nb.__main__ import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
     arguments = ["convert", source.path, tmp_path / "b", "--dtype", "float32"]
-    done = _run(script, *arguments, preexec_fn=limit)
+    done = _run(script, *arguments)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "the disk is full (File too large); free some space" in done.stderr.splitlines()[-1]
     assert {path.name for path in (tmp_path / "b").iterdir()} == {".convert.json"}

@@ -22,7 +22,7 @@ from llama_nb.quantize import SHARED_AXES, check_kind
 
 Shardings = Mapping[tuple[str | int, ...], jax.sharding.Sharding]
 
-_TILE = 1 << 20  # elements that one thread turns at a time
+_TILE = 1 << 20  # numbers that one thread quantizes at a time
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -100,9 +100,9 @@ def load_params(
                 value = _int8(checkpoint, entry, axes, sharding, threads)
             elif bits:
                 wide = np.dtype(jnp.bfloat16 if axes is not None else jnp.float32)
-                value = _plain(checkpoint, entry, wide, sharding, threads, bits=axes is not None)
+                value = _plain(checkpoint, entry, wide, sharding, bits=axes is not None)
             else:
-                value = _plain(checkpoint, entry, np.dtype(dtype), sharding, threads)
+                value = _plain(checkpoint, entry, np.dtype(dtype), sharding)
             # Wait, so that what the host read is freed before the next tensor is.
             _insert(params, entry, jax.block_until_ready(value))
             done += math.prod(entry.shape)
@@ -116,18 +116,13 @@ def _plain(
     entry: Entry,
     dtype: np.dtype,
     sharding: jax.sharding.Sharding,
-    threads: concurrent.futures.Executor,
     bits: bool = False,
 ) -> jax.Array | Packed:
     def part(index: Index) -> np.ndarray:
-        spans = _spans(entry, index)
-        out = np.empty([s.stop - s.start for s in spans], dtype)
-
-        def fill(tile: Index, cut: Index) -> None:
-            out[cut] = checkpoint.read(entry, tile)
-
-        _each_tile(entry, spans, fill, threads)
-        return out.view(np.uint16) if bits else out
+        values = np.asarray(checkpoint.read(entry, index))
+        # A copy where JAX would else keep pointing into the file.
+        values = values.astype(dtype, copy=values.flags.c_contiguous)
+        return values.view(np.uint16) if bits else values
 
     array = jax.make_array_from_callback(entry.shape, sharding, part)
     return Packed(array) if bits else array
@@ -150,7 +145,7 @@ def _int8(
 
     def part(index: Index) -> np.ndarray:
         spans = _spans(entry, index)
-        out = np.empty([s.stop - s.start for s in spans], np.int8)
+        out = _as_stored(entry, [s.stop - s.start for s in spans])
         key = tuple((spans[a].start, spans[a].stop) for a in keep)
         known = key in found
         if stored is not None:
@@ -198,6 +193,18 @@ def _int8(
     return Packed(values, jax.make_array_from_callback(scale_shape(entry.shape), sharding, scale))
 
 
+def _as_stored(entry: Entry, shape: list[int]) -> np.ndarray:
+    """Return an int8 array of our shape whose memory has the file's order, outputs first.
+
+    JAX turns it on its way to the device, faster than NumPy would.
+    """
+    cut = len(shape) - entry.outputs
+    if not entry.outputs:
+        return np.empty(shape, np.int8)
+    turned = np.empty((*shape[cut:], *shape[:cut]), np.int8)
+    return turned.transpose((*range(entry.outputs, len(shape)), *range(entry.outputs)))
+
+
 def _spans(entry: Entry, index: Index) -> tuple[slice, ...]:
     return tuple(slice(*s.indices(n)) for s, n in zip(index, entry.shape, strict=True))
 
@@ -208,11 +215,7 @@ def _each_tile(
     fill: Callable[[Index, Index], None],
     threads: concurrent.futures.Executor,
 ) -> None:
-    """Call `fill(tile of the tensor, tile of the part)` for tiles along the first output axis.
-
-    Files keep an output's inputs side by side, we keep an input's outputs so: a tile is small
-    enough to turn inside the processor's cache.
-    """
+    """Call `fill(tile of the tensor, tile of the part)` for tiles along the first output axis."""
     axis = len(entry.shape) - entry.outputs if entry.outputs else 0
     first, last = spans[axis].start, spans[axis].stop
     # Whole tensors count, since a scale needs whole vectors.
