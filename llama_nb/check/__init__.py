@@ -6,6 +6,12 @@ Each prints one sentence, and returns whether the function is right, so that
 
 from llama_nb.check.attention import grouped_attention, merge_softmax, window_mask
 from llama_nb.check.caching import bucket, cache_view, left_pad
+from llama_nb.check.int8 import (
+    int8_scores,
+    product_error_bound,
+    quantize_outputs,
+    write_int8,
+)
 from llama_nb.check.model import greedy, param_count, residual_block
 from llama_nb.check.rmsnorm import centre_outputs, fold_gain, rms_norm_of_parts
 from llama_nb.check.rooflines import decode_floor, largest_batch, product_intensity
@@ -14,6 +20,7 @@ from llama_nb.check.samplers import nucleus, repetition_penalty, tokens_read
 from llama_nb.check.start import cache_bytes, top_tokens
 from llama_nb.check.swiglu import ffn_dim, score_share, swiglu_gradient
 from llama_nb.check.tokens import bytes_per_token, llama3_chat, stream_text
+from llama_nb.check.weights import find_tensor, piece_slices, to_halves
 
 __all__ = [
     "bucket",
@@ -23,16 +30,21 @@ __all__ = [
     "centre_outputs",
     "decode_floor",
     "ffn_dim",
+    "find_tensor",
     "fold_gain",
     "greedy",
     "grouped_attention",
+    "int8_scores",
     "largest_batch",
     "left_pad",
     "llama3_chat",
     "merge_softmax",
     "nucleus",
     "param_count",
+    "piece_slices",
+    "product_error_bound",
     "product_intensity",
+    "quantize_outputs",
     "repetition_penalty",
     "residual_block",
     "rms_norm_of_parts",
@@ -40,9 +52,11 @@ __all__ = [
     "slower_theta",
     "stream_text",
     "swiglu_gradient",
+    "to_halves",
     "to_neighbours",
     "tokens_read",
     "top_tokens",
     "unfinished_pairs",
     "window_mask",
+    "write_int8",
 ]

@@ -52,6 +52,10 @@ class Checkpoint:
         """
         return None
 
+    def prefetch(self, entry: Entry) -> None:
+        """Have the system begin to read a tensor that will be wanted soon, where it can."""
+        return
+
     def readable(self, name: str, dtype: str) -> bool:
         """Return whether a tensor of that stored dtype can be read as weights."""
         return True

@@ -92,7 +92,9 @@ def load_params(
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     done, params = 0, {}
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for entry in todo:
+        for entry, following in zip(todo, [*todo[1:], None], strict=True):
+            if following is not None and jax.process_count() == 1:
+                checkpoint.prefetch(following)  # from the disk, while this one is turned
             sharding = one if shardings is None else shardings[entry.path]
             axes = SHARED_AXES.get(entry.path[-1])
             stored = checkpoint.scales(entry)

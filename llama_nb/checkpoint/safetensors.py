@@ -3,6 +3,7 @@
 import json
 import math
 import operator
+import os
 import struct
 from pathlib import Path
 
@@ -66,6 +67,13 @@ class SafetensorsCheckpoint(Checkpoint):
         frequencies = tuple(n for n in self._tensors if n.endswith("rotary_emb.inv_freq"))
         known = (*frequencies, *self._scaled.values())
         return (*known, "lm_head.weight") if self.config.tied else known
+
+    def prefetch(self, entry: Entry) -> None:
+        path, dtype, shape, offset = self._tensors[entry.hf]
+        if hasattr(os, "posix_fadvise"):
+            with path.open("rb") as file:
+                size = math.prod(shape) * _DTYPES[dtype]().itemsize
+                os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def readable(self, name: str, dtype: str) -> bool:
         if (dtype == "I8") != (name in self._scaled):
