@@ -2,7 +2,11 @@
 
 from typing import Any
 
+import jax
 from flax import nnx
+
+# XLA's CPU backend of jax 0.7.2 widens an int8 matrix element by element where one row meets it.
+ONE_ROW_IS_SLOW = jax.__version_info__ < (0, 10)
 
 
 def module_list(modules: list[nnx.Module]) -> Any:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llama_nb import compat
+
 _BLOCK = 1 << 21
 
 
@@ -121,6 +123,8 @@ def _project(rows: jax.Array, values: jax.Array) -> jax.Array:
 
 def _project_blocks(rows: jax.Array, values: jax.Array) -> jax.Array:
     """Add up the products of blocks of inputs."""
+    if rows.shape[0] == 1 and compat.ONE_ROW_IS_SLOW:
+        return _project_blocks(jnp.concatenate([rows, rows]), values)[:1]
     (M, inputs), outputs = rows.shape, values.shape[1]
     size = _block(inputs, outputs)
 

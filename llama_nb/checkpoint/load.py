@@ -89,13 +89,12 @@ def load_params(
     checkpoint.check()
     todo = list(entries(checkpoint.config))
     total = sum(math.prod(entry.shape) for entry in todo)
-    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     done, params = 0, {}
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
         for entry, following in zip(todo, [*todo[1:], None], strict=True):
             if following is not None and jax.process_count() == 1:
                 checkpoint.prefetch(following)  # from the disk, while this one is turned
-            sharding = one if shardings is None else shardings[entry.path]
+            sharding = None if shardings is None else shardings[entry.path]
             axes = SHARED_AXES.get(entry.path[-1])
             stored = checkpoint.scales(entry)
             if axes is not None and (quant is not None or stored is not None):
@@ -117,7 +116,7 @@ def _plain(
     checkpoint: Checkpoint,
     entry: Entry,
     dtype: np.dtype,
-    sharding: jax.sharding.Sharding,
+    sharding: jax.sharding.Sharding | None,
     bits: bool = False,
 ) -> jax.Array | Packed:
     def part(index: Index) -> np.ndarray:
@@ -126,7 +125,7 @@ def _plain(
         values = values.astype(dtype, copy=values.flags.c_contiguous)
         return values.view(np.uint16) if bits else values
 
-    array = jax.make_array_from_callback(entry.shape, sharding, part)
+    array = _make(entry.shape, sharding, part)
     return Packed(array) if bits else array
 
 
@@ -134,7 +133,7 @@ def _int8(
     checkpoint: Checkpoint,
     entry: Entry,
     axes: tuple[int, ...],
-    sharding: jax.sharding.Sharding,
+    sharding: jax.sharding.Sharding | None,
     threads: concurrent.futures.Executor,
 ) -> Packed:
     stored = checkpoint.scales(entry)
@@ -175,7 +174,7 @@ def _int8(
         _each_tile(entry, spans, fill, threads)
         return out
 
-    values = jax.make_array_from_callback(entry.shape, sharding, part)
+    values = _make(entry.shape, sharding, part)
 
     def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
         # As `Packed.scale` broadcasts: a projection's inputs lead and are left out.
@@ -192,7 +191,19 @@ def _int8(
         parts = tuple(parts[a] for a in keep) + (() if entry.outputs else (None,))
         spec = jax.sharding.PartitionSpec(*parts)
         sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
-    return Packed(values, jax.make_array_from_callback(scale_shape(entry.shape), sharding, scale))
+    return Packed(values, _make(scale_shape(entry.shape), sharding, scale))
+
+
+def _make(
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding | None,
+    part: Callable[[Index], np.ndarray],
+) -> jax.Array:
+    if sharding is None:
+        # Not bound to a device: arrays that are would compile a program of their own wherever
+        # they meet one that isn't.
+        return jax.device_put(part((slice(None),) * len(shape)))
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def _as_stored(entry: Entry, shape: list[int]) -> np.ndarray:
