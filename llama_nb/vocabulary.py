@@ -31,7 +31,7 @@ _MAX_CHARS = 400_000
 _MAX_RUN = 25_000
 
 
-def _byte_letters() -> dict[str, int]:
+def byte_letters() -> dict[str, int]:
     """Return GPT-2's alphabet: the printable letter that stands for each byte in a token's name."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in printable]
@@ -249,7 +249,7 @@ def byte_pairs_from_merges(
     """
     if sorted(names) != list(range(len(names))):
         raise CorruptFileError(f"{where}: its token ids do not count up from 0; fetch it again.")
-    letters, special = _byte_letters(), set(literal.values())
+    letters, special = byte_letters(), set(literal.values())
 
     def spell(name: str) -> bytes:
         try:

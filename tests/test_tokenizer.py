@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from llama_nb import assets
 from llama_nb.errors import CorruptFileError, DownloadError, InputError, MissingFileError
 from llama_nb.tokenizer import Tokenizer, load
-from llama_nb.vocabulary import _byte_letters
+from llama_nb.vocabulary import byte_letters
 
-LETTERS = {byte: letter for letter, byte in _byte_letters().items()}
+LETTERS = {byte: letter for letter, byte in byte_letters().items()}
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "Ð ½", "e s"]
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|im_end|>ing"]
 TEMPLATE = "{{'<|im_start|>system\nBe \"kind\"<|im_end|>\n'}}<|im_start|>system\nBe kind<|im_end|>"

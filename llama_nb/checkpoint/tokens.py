@@ -143,15 +143,8 @@ def _pieces(pieces: vocabulary.SentencePieces) -> dict[str, Any]:
     library, names = pieces.processor, pieces.names
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     backwards = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
-    first, last = (
-        [{"type": "Prepend", "prepend": "▁"}],
-        [{"type": "Strip", "content": " ", "start": 1, "stop": 0}],
-    )
-    if not pieces.dummy_prefix:
-        first: list[dict[str, Any]] = [{"type": "Prepend", "prepend": "▁"}]
-    last: list[dict[str, Any]] = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]
-    if not pieces.dummy_prefix:
-        first, last = [], []
+    first = [{"type": "Prepend", "prepend": "▁"}] if pieces.dummy_prefix else []
+    last = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if pieces.dummy_prefix else []
     ranks = {
         name: -library.GetScore(i)
         for i, name in enumerate(names)
@@ -189,7 +182,7 @@ def _bpe(vocab: Mapping[str, int], pairs: list[list[str]]) -> dict[str, Any]:
 
 
 Piece = TypeVar("Piece", bytes, str)
-_LETTERS = {byte: letter for letter, byte in vocabulary._byte_letters().items()}
+_LETTERS = {byte: letter for letter, byte in vocabulary.byte_letters().items()}
 
 
 def _spell(piece: bytes) -> str:
