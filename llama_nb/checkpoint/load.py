@@ -96,9 +96,11 @@ def load_params(
                 checkpoint.prefetch(following)  # from the disk, while this one is turned
             sharding = None if shardings is None else shardings[entry.path]
             axes = SHARED_AXES.get(entry.path[-1])
-            stored = checkpoint.scales(entry)
-            if axes is not None and (quant is not None or stored is not None):
-                value = _int8(checkpoint, entry, axes, sharding, threads)
+            scales = checkpoint.scales(entry)
+            if scales is not None:
+                value = _stored_int8(checkpoint, entry, scales, sharding)
+            elif axes is not None and quant is not None:
+                value = _quantized(checkpoint, entry, axes, sharding, threads)
             elif bits:
                 wide = np.dtype(jnp.bfloat16 if axes is not None else jnp.float32)
                 value = _plain(checkpoint, entry, wide, sharding, bits=axes is not None)
@@ -129,69 +131,67 @@ def _plain(
     return Packed(array) if bits else array
 
 
-def _int8(
+def _stored_int8(
+    checkpoint: Checkpoint,
+    entry: Entry,
+    scales: np.ndarray,
+    sharding: jax.sharding.Sharding | None,
+) -> Packed:
+    values = _plain(checkpoint, entry, np.dtype(np.int8), sharding)
+    return Packed(values, _put_scales(entry, scales, sharding))
+
+
+def _quantized(
     checkpoint: Checkpoint,
     entry: Entry,
     axes: tuple[int, ...],
     sharding: jax.sharding.Sharding | None,
     threads: concurrent.futures.Executor,
 ) -> Packed:
-    stored = checkpoint.scales(entry)
-    keep = tuple(axis for axis in range(len(entry.shape)) if axis not in axes)
-    # Scales by range of outputs: devices that keep other inputs of the same outputs share them.
-    found: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
+    """Round a matrix tile by tile; `axes` are its inputs, which share a scale."""
+    scales = np.empty([1 if a in axes else n for a, n in enumerate(entry.shape)], np.float32)
+    known: set[tuple[tuple[int, int], ...]] = set()  # ranges of outputs whose scales are there
 
-    def without_inputs(index: Index) -> Index:
+    def every_input(index: Index) -> Index:
         return tuple(slice(None) if a in axes else s for a, s in enumerate(index))
 
     def part(index: Index) -> np.ndarray:
-        spans = _spans(entry, index)
+        spans = tuple(slice(*s.indices(n)) for s, n in zip(index, entry.shape, strict=True))
         out = _as_stored(entry, [s.stop - s.start for s in spans])
-        key = tuple((spans[a].start, spans[a].stop) for a in keep)
-        known = key in found
-        if stored is not None:
-            every = stored.reshape([1 if a in axes else n for a, n in enumerate(entry.shape)])
-            found[key] = every[without_inputs(spans)]
-        elif not known:
-            sizes = (1 if a in axes else s.stop - s.start for a, s in enumerate(spans))
-            found[key] = np.empty(list(sizes), np.float32)
+        outputs = tuple((s.start, s.stop) for a, s in enumerate(spans) if a not in axes)
 
         def fill(tile: Index, cut: Index) -> None:
-            if stored is not None:
-                out[cut] = checkpoint.read(entry, tile)
-                return
-            scale = found[key][without_inputs(cut)]
-            if known:
-                out[cut] = to_int8(np.asarray(checkpoint.read(entry, tile)), axes, np, scale)[0]
-                return
-            # A scale belongs to a whole vector of inputs, of which this device may keep a part.
-            whole = np.asarray(checkpoint.read(entry, without_inputs(tile)))
-            values, scale[...] = to_int8(whole, axes, np)
-            out[cut] = values[
-                tuple(tile[a] if a in axes else slice(None) for a in range(len(tile)))
-            ]
+            scale = scales[every_input(tile)]
+            if outputs in known:
+                values, _ = to_int8(np.asarray(checkpoint.read(entry, tile)), axes, np, scale)
+            else:
+                # A scale belongs to a whole vector of inputs, of which this device may keep a part.
+                whole = np.asarray(checkpoint.read(entry, every_input(tile)))
+                values, scale[...] = to_int8(whole, axes, np)
+                values = values[tuple(s if a in axes else slice(None) for a, s in enumerate(tile))]
+            out[cut] = values
 
         _each_tile(entry, spans, fill, threads)
+        known.add(outputs)
         return out
 
-    values = _make(entry.shape, sharding, part)
+    values = _make(entry.shape, sharding, part)  # fills the scales too
+    return Packed(values, _put_scales(entry, scales, sharding))
 
-    def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-        # As `Packed.scale` broadcasts: a projection's inputs lead and are left out.
-        return tuple(shape[a] for a in keep) if entry.outputs else (shape[0], 1)
 
-    def scale(index: Index) -> np.ndarray:
-        shape = scale_shape(entry.shape)
-        spans = [s.indices(n) for s, n in zip(index, shape, strict=True)][: len(keep)]
-        part = found[tuple((start, stop) for start, stop, _ in spans)]
-        return np.ascontiguousarray(part.reshape(scale_shape(part.shape)))
-
+def _put_scales(
+    entry: Entry, scales: np.ndarray, sharding: jax.sharding.Sharding | None
+) -> jax.Array:
+    """Put scales where their outputs are, shaped as `Packed.scale` broadcasts."""
+    cut = len(entry.shape) - entry.outputs if entry.outputs else 0
+    shape = entry.shape[cut:] if entry.outputs else (entry.shape[0], 1)
     if isinstance(sharding, jax.sharding.NamedSharding):
-        parts = (*sharding.spec, *[None] * (len(entry.shape) - len(sharding.spec)))
-        parts = tuple(parts[a] for a in keep) + (() if entry.outputs else (None,))
+        parts = [*sharding.spec, *[None] * (len(entry.shape) - len(sharding.spec))]
+        parts = parts[cut:] if entry.outputs else parts[:1]
         spec = jax.sharding.PartitionSpec(*parts)
         sharding = jax.sharding.NamedSharding(sharding.mesh, spec)
-    return Packed(values, _make(scale_shape(entry.shape), sharding, scale))
+    scales = scales.reshape(shape)
+    return _make(shape, sharding, lambda index: scales[index])
 
 
 def _make(
@@ -216,10 +216,6 @@ def _as_stored(entry: Entry, shape: list[int]) -> np.ndarray:
         return np.empty(shape, np.int8)
     turned = np.empty((*shape[cut:], *shape[:cut]), np.int8)
     return turned.transpose((*range(entry.outputs, len(shape)), *range(entry.outputs)))
-
-
-def _spans(entry: Entry, index: Index) -> tuple[slice, ...]:
-    return tuple(slice(*s.indices(n)) for s, n in zip(index, entry.shape, strict=True))
 
 
 def _each_tile(
