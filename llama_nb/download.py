@@ -1,14 +1,13 @@
 """Models from the Hugging Face Hub: the files that are needed, and no others."""
 
-import errno
 import fnmatch
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llama_nb import disk
 from llama_nb.errors import DownloadError, InputError
 
 UNGATED = "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
@@ -122,11 +121,10 @@ def _check_room(files: dict[str, int | None], places: dict[str, Any], commit: st
         name = "models--" + places["repo_id"].replace("/", "--")
         local = Path(constants.HF_HUB_CACHE) / name / "snapshots" / commit
     needed = sum(size or 0 for name, size in files.items() if not (local / name).is_file())
-    folder = next(path for path in (local, *local.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(folder).free
+    free = disk.free_bytes(local)
     if needed and free < needed + _SPARE:
         raise InputError(
-            f"{folder} has no room for {places['repo_id']}: {needed:,} bytes are to be fetched and "
+            f"{local} has no room for {places['repo_id']}: {needed:,} bytes are to be fetched and "
             f"{free:,} are free; free some space, or name a folder on another disk with --to."
         )
 
@@ -156,12 +154,12 @@ def _errors_of(repo: str, revision: str | None) -> Iterator[None]:
             "that may read it."
         ) from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if disk.is_full(error):
             raise InputError(
                 f"the disk is full ({error.strerror}) while {repo} was fetched; free some space "
                 "and run the same command again."
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if disk.is_closed(error):
             raise InputError(f"{error.filename} cannot be written ({error.strerror}).") from None
         raise _unreachable(repo, error) from None
     except Exception as error:

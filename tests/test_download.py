@@ -295,13 +295,11 @@ def test_a_folder_that_cannot_be_written(hub, tmp_path):
 def test_a_full_disk(hub, tmp_path, monkeypatch):
     import huggingface_hub
 
-    from llama_nb import download as module
-
     info = SimpleNamespace(
         sha=COMMIT, siblings=[SimpleNamespace(rfilename="model.safetensors", size=16_000_000_000)]
     )
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *args, **options: info)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
     with pytest.raises(
         InputError, match="16,000,000,000 bytes are to be fetched and 1,000,000,000"
     ):

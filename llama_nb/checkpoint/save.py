@@ -1,10 +1,8 @@
 """From any checkpoint to a Hugging Face folder, one piece of one tensor at a time."""
 
 import contextlib
-import errno
 import json
 import math
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from llama_nb import disk
 from llama_nb.checkpoint import compressed
 from llama_nb.checkpoint.base import Checkpoint
 from llama_nb.checkpoint.load import open_checkpoint
@@ -200,8 +199,7 @@ def _kept(target: Path, job: dict[str, Any], shards: list[Shard]) -> list[Shard]
 
 
 def _check_room(target: Path, needed: int) -> None:
-    folder = next(path for path in (target, *target.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(folder).free
+    free = disk.free_bytes(target)
     if free < needed:
         raise InputError(
             f"{target} has no room: {needed:,} bytes are needed and {free:,} are free; free some "
@@ -217,12 +215,12 @@ def _errors_of(target: Path) -> Iterator[None]:
     except LlamaError:
         raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if disk.is_full(error):
             raise InputError(
                 f"{target}: the disk is full ({error.strerror}); free some space and run the same "
                 "command again, which continues where this one stopped."
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if disk.is_closed(error):
             raise InputError(
                 f"{target} cannot be written ({error.strerror}); name another folder."
             ) from None
