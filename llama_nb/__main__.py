@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--dtype", choices=["bfloat16", "float32"], help="of the weights")
     generate.add_argument("--cache", choices=["int8"], help="keep keys and values in int8")
     generate.add_argument("--mesh", metavar="DATAxMODEL", help="split over devices, such as 2x4")
-    generate.add_argument("--strategy", default="2d", metavar="S", help="how: 2d, tp, fsdp ...")
+    generate.add_argument(
+        "--strategy", default="2d", metavar="S", help="how: dp, tp, 2d, fsdp, fsdp_tp"
+    )
 
     info = commands.add_parser("info", help="print a model's parameters, bytes and FLOPs")
     info.set_defaults(run=_info)
@@ -113,6 +115,12 @@ def _generate(options: argparse.Namespace) -> None:
         mesh=mesh,
         strategy=options.strategy,
     )
+    if model.layout is not None and model.config.num_heads % model.layout.size("heads"):
+        print(
+            f"llama-nb: {model.config.num_heads} query heads can't be split into "
+            f"{model.layout.size('heads')} equal parts; attention stays whole on every device.",
+            file=sys.stderr,
+        )
     arguments = {
         "max_new_tokens": options.max_new_tokens,
         "chat": options.chat,

@@ -1,12 +1,18 @@
 """The KV cache: what attention keeps of the past, as one pytree of fixed shape."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 
 from llama_nb import packed
 from llama_nb.config import LlamaConfig
+
+if TYPE_CHECKING:
+    from llama_nb.sharding import Layout
+
+_AXES = ("cache_batch", "kv_heads", "slots", "head_dim")  # the logical axes of (B, K, S, H)
 
 
 @jax.tree_util.register_dataclass
@@ -40,18 +46,26 @@ class KVCache:
 
     @classmethod
     def create(
-        cls, config: LlamaConfig, batch: int, capacity: int, dtype: jnp.dtype = jnp.float32
+        cls,
+        config: LlamaConfig,
+        batch: int,
+        capacity: int,
+        dtype: jnp.dtype = jnp.float32,
+        layout: "Layout | None" = None,
     ) -> "KVCache":
         """Return an empty cache of `capacity` slots for `batch` sequences.
 
         With dtype int8 every key and value is rounded to 255 steps of its own scale: half the bytes
-        of bfloat16, and a scale for every H of them.
+        of bfloat16, and a scale for every H of them. A `layout` splits it over a mesh.
         """
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
 
         # Distinct arrays: a donated buffer may appear in a call only once.
         def empty(shape, dtype):
-            return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+            zeros = (jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+            if layout is None:
+                return tuple(zeros)
+            return tuple(layout.place(array, *_AXES[: len(shape)]) for array in zeros)
 
         int8 = jnp.dtype(dtype) == jnp.int8
         return cls(

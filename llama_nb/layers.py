@@ -8,10 +8,12 @@ F feed-forward width.
 import functools
 import math
 import os
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from llama_nb import packed
 from llama_nb.config import RopeScaling
@@ -253,6 +255,8 @@ def dense(x: jax.Array, weight: jax.Array | packed.Packed, contract: int = 1) ->
     jax.Array
         Shape (B, T, *outputs), dtype of `x`.
     """
+    if _on_explicit_axes(x):
+        return _explicit_product(x, _wide(weight, x), contract)
     inputs, outputs = weight.shape[:contract], weight.shape[contract:]
     lead = x.shape[: x.ndim - contract]
     rows = x.reshape(-1, math.prod(inputs))
@@ -264,6 +268,35 @@ def dense(x: jax.Array, weight: jax.Array | packed.Packed, contract: int = 1) ->
     else:
         flat = rows @ matrix
     return flat.reshape(*lead, *outputs)
+
+
+def _on_explicit_axes(x: jax.Array) -> bool:
+    return AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types
+
+
+def _wide(weight: jax.Array | packed.Packed, x: jax.Array) -> jax.Array:
+    return packed.unpack(weight, x.dtype) if isinstance(weight, packed.Packed) else weight
+
+
+def _explicit_product(
+    x: jax.Array, weight: jax.Array, contract: int, dtype: Any = None
+) -> jax.Array:
+    """Multiply as `dense` does, and say that partial sums are to be added up.
+
+    On Explicit axes JAX asks for it: they could also be left scattered. Lengths that are split
+    stay as they are, so nothing is flattened.
+    """
+    lead = x.ndim - contract
+    left, right = jax.typeof(x).sharding, jax.typeof(weight).sharding
+    whole = PartitionSpec(*left.spec[:lead], *right.spec[contract:])
+    inner = (tuple(range(lead, x.ndim)), tuple(range(contract)))
+    return jax.lax.dot_general(
+        x,
+        weight,
+        (inner, ((), ())),
+        preferred_element_type=dtype,
+        out_sharding=NamedSharding(left.mesh, whole),
+    )
 
 
 def _row_times_matrix(row: jax.Array, matrix: jax.Array) -> jax.Array:
@@ -294,6 +327,8 @@ def unembed(x: jax.Array, table: jax.Array | packed.Packed) -> jax.Array:
     jax.Array
         Shape (B, T, V), float32.
     """
+    if _on_explicit_axes(x):
+        return _explicit_product(x, _wide(table, x).T, 1, jnp.float32)
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(table, packed.Packed):
         flat = packed.unembed(rows, table)

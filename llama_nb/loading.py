@@ -86,12 +86,12 @@ def load(
         "int8" keeps the matrices as int8 with a scale per output.
     mesh, strategy
         Split the weights over the devices of a mesh, by a strategy of `sharding.STRATEGIES`; each
-        device's part is read straight from the files.
+        device's part is read straight from the files. Heads that don't divide stay whole.
 
     Raises
     ------
     LlamaError
-        In one sentence, when a name, file or download is bad.
+        In one sentence, when a mesh doesn't divide the model, or a name, file or download is bad.
     """
     path = locate(model)
     checkpoint = open_checkpoint(path)
@@ -99,8 +99,12 @@ def load(
     metadata = getattr(checkpoint, "metadata", None)
     tokenizer = Tokenizer.from_gguf(metadata) if metadata else tokenizers.load(path)
     keep_compiled_programs()
+    layout = None
+    if mesh is not None:
+        layout = sharding.layout(checkpoint.config, mesh, strategy)
+        sharding.check(checkpoint.config, layout, heads=False)
     params = load_weights(checkpoint, dtype=dtype, quant=quant, mesh=mesh, strategy=strategy)
-    return with_params(checkpoint.config, params), tokenizer
+    return with_params(checkpoint.config, params, layout), tokenizer
 
 
 def load_weights(

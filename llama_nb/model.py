@@ -1,7 +1,7 @@
 """The Llama itself: a Flax NNX module tree over the functions of `layers`."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,12 @@ from llama_nb import compat, layers, packed
 from llama_nb.cache import KVCache
 from llama_nb.config import LlamaConfig
 
+if TYPE_CHECKING:
+    from llama_nb.sharding import Layout
+
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
+_STREAM = ("batch", None, "stream")  # the logical axes of (B, T, D)
 _INIT_STD = 0.02  # GPT-2's, and every Llama's `initializer_range`.
 
 
@@ -84,7 +88,7 @@ class Block(nnx.Module):
         cos: jax.Array,
         sin: jax.Array,
         attend: Attend,
-        tp_axis: str | None = None,
+        join: Callable[[jax.Array], jax.Array] = lambda part: part,
     ) -> jax.Array:
         """Map the residual stream (B, T, D) to the next layer's.
 
@@ -95,17 +99,14 @@ class Block(nnx.Module):
         attend
             Maps rotated queries (B, T, N, H), keys and values (B, T, K, H) to (B, T, N, H): plain
             attention, attention through a cache, a kernel, or one that keeps notes.
-        tp_axis
-            Mesh axis over which partial sums are added, inside `jax.shard_map`.
+        join
+            What devices do with the outputs of attention and of the feed-forward layer before they
+            are added to the stream: sums over the devices where each has a part of the heads.
         """
-
-        def add(x, part):
-            return x + (part if tp_axis is None else jax.lax.psum(part, tp_axis))
-
         h = layers.rms_norm(x, compat.value(self.attn_norm), self.norm_eps)
-        x = add(x, self.attn(h, cos, sin, attend))
+        x = x + join(self.attn(h, cos, sin, attend))
         h = layers.rms_norm(x, compat.value(self.mlp_norm), self.norm_eps)
-        return add(x, self.mlp(h))
+        return x + join(self.mlp(h))
 
 
 class Llama(nnx.Module):
@@ -114,6 +115,8 @@ class Llama(nnx.Module):
     Every parameter carries its logical axes (`param.axes`, names out of vocab, embed, heads,
     kv_heads, head_dim, ffn); what they mean on a mesh is `sharding`'s business. Head and feature
     counts are read off the weights, so a shard of the model runs through the same code.
+
+    `layout` is None, or says how the parameters lie on a mesh (`sharding.Layout`).
 
     Parameters
     ----------
@@ -131,6 +134,7 @@ class Llama(nnx.Module):
     ):
         make = _Maker(rngs, dtype)
         self.config = config
+        self.layout: Layout | None = None
         self.embed = make.normal(config.vocab_size, config.embed_dim, axes=("vocab", "embed"))
         self.layers = compat.module_list([Block(config, make) for _ in range(config.num_layers)])
         self.norm = make.ones(config.embed_dim)
@@ -162,7 +166,7 @@ class Llama(nnx.Module):
         *,
         positions: jax.Array | None = None,
         fresh: bool = False,
-        tp_axis: str | None = None,
+        tp_axis: str | tuple[str, ...] | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Run the blocks and the last norm.
 
@@ -178,8 +182,8 @@ class Llama(nnx.Module):
         fresh
             The cache is known to be empty, so queries need only look at the T new keys.
         tp_axis
-            Name of the mesh axis that splits heads and features, inside `jax.shard_map`: partial
-            sums are added over it twice a layer.
+            Inside `jax.shard_map`: the mesh axes that split heads, features and vocabulary.
+            Partial sums are added over them twice a layer, and once for the embedding.
 
         Returns
         -------
@@ -195,7 +199,13 @@ class Llama(nnx.Module):
         starts = jnp.zeros((B,), jnp.int32) if cache is None else cache.starts
         first = 0 if attend_self else cache.length
         mask = layers.causal_mask(starts, first, T, T if attend_self else cache.capacity)
-        x = self.embedded(tokens)
+        x = self.embedded(tokens, tp_axis)
+
+        def join(part):
+            if tp_axis is not None:
+                return jax.lax.psum(part, tp_axis)
+            return part if self.layout is None else self.layout.place(part, *_STREAM)
+
         for index, block in enumerate(self.layers):
 
             def attend(q, k, v, index=index):
@@ -206,14 +216,34 @@ class Llama(nnx.Module):
                     return layers.causal_attention(q, k, v, mask, block=max(128, T // 8))
                 return layers.attention(q, *cache.read(index), mask, *cache.scales(index))
 
-            x = block(x, cos, sin, attend, tp_axis)
+            x = block(x, cos, sin, attend, join)
         return layers.rms_norm(x, compat.value(self.norm), self.config.norm_eps), cache
 
-    def embedded(self, tokens: jax.Array) -> jax.Array:
-        """Return the embeddings of tokens (B, T): shape (B, T, D), dtype of the norms."""
+    def embedded(
+        self, tokens: jax.Array, tp_axis: str | tuple[str, ...] | None = None
+    ) -> jax.Array:
+        """Return the embeddings of tokens (B, T): shape (B, T, D), dtype of the norms.
+
+        With `tp_axis` each device looks up the tokens whose rows it has, and all add up.
+        """
         table = compat.value(self.embed)
+        if tp_axis is not None:
+            rows = tokens - jax.lax.axis_index(tp_axis) * table.shape[0]
+            mine = (rows >= 0) & (rows < table.shape[0])
+            x = self._rows(table, jnp.where(mine, rows, 0))
+            return jax.lax.psum(jnp.where(mine[..., None], x, 0), tp_axis)
+        if self.layout is None:
+            return self._rows(table, tokens)
+        # Rows are gathered as the stream wants them, rather than sent around afterwards.
+        table = jax.tree.map(lambda part: self.layout.place(part, "vocab", "stream"), table)
+        return self.layout.place(self._rows(table, tokens), *_STREAM)
+
+    def _rows(self, table: jax.Array | packed.Packed, tokens: jax.Array) -> jax.Array:
         if isinstance(table, packed.Packed):
             return packed.take(table, tokens, compat.value(self.norm).dtype)
+        if self.layout is not None and self.layout.explicit:
+            shape = (*tokens.shape, table.shape[1])
+            return table.at[tokens].get(out_sharding=self.layout.sharding(shape, _STREAM))
         return table[tokens]
 
     def angles(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -238,8 +268,18 @@ def params_of(model: Llama) -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
-def with_params(config: LlamaConfig, params: dict[str, Any]) -> Llama:
-    """Return the model of that shape that holds these parameters (`params_of`'s inverse)."""
+def with_params(
+    config: LlamaConfig, params: dict[str, Any], layout: "Layout | None" = None
+) -> Llama:
+    """Return the model of that shape that holds these parameters (`params_of`'s inverse).
+
+    Parameters
+    ----------
+    layout
+        How they lie on a mesh; the activations follow.
+    """
     graph, state = nnx.split(Llama(config))
     nnx.replace_by_pure_dict(state, params)
-    return nnx.merge(graph, state)
+    model = nnx.merge(graph, state)
+    model.layout = layout
+    return model

@@ -14,6 +14,7 @@ from llama_nb.config import LlamaConfig
 from llama_nb.errors import InputError
 from llama_nb.model import Llama, params_of, with_params
 from llama_nb.sampling import Sampling, sample
+from llama_nb.sharding import Layout
 
 MIN_BUCKET = 16
 MIN_CAPACITY = 256
@@ -28,7 +29,7 @@ def bucket(size: int, smallest: int) -> int:
     return power * 3 // 4 if size <= power * 3 // 4 and smallest < power else power
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity", "dtype"))
+@functools.partial(jax.jit, static_argnames=("config", "capacity", "dtype", "layout"))
 def prefill(
     params: dict[str, Any],
     tokens: jax.Array,
@@ -38,6 +39,7 @@ def prefill(
     config: LlamaConfig,
     capacity: int,
     dtype: Any,
+    layout: Layout | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Run whole prompts through the model and keep their keys and values.
 
@@ -53,20 +55,22 @@ def prefill(
         Columns in use, a scalar.
     config, capacity, dtype
         Static: the model, the cache's slots (at least T) and its dtype.
+    layout
+        Static: how parameters lie on a mesh; the cache and activations follow.
 
     Returns
     -------
     tuple
         Logits of each next token, shape (B, V) float32, and the cache.
     """
-    model = with_params(config, params)
-    cache = KVCache.create(config, tokens.shape[0], capacity, dtype)
+    model = with_params(config, params, layout)
+    cache = KVCache.create(config, tokens.shape[0], capacity, dtype, layout)
     cache = dataclasses.replace(cache, starts=starts)
     hidden, cache = model.hidden(tokens, cache, fresh=True)
     return _next_logits(model, hidden, length), dataclasses.replace(cache, length=length)
 
 
-@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
+@functools.partial(jax.jit, static_argnames=("config", "layout"), donate_argnames=("cache",))
 def extend(
     params: dict[str, Any],
     cache: KVCache,
@@ -74,6 +78,7 @@ def extend(
     count: jax.Array,
     *,
     config: LlamaConfig,
+    layout: Layout | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Add a chunk to a cache: the next turn of a chat, or the next piece of a long prompt.
 
@@ -89,7 +94,7 @@ def extend(
     tuple
         Logits of each next token, shape (B, V) float32, and the cache, `count` longer.
     """
-    model = with_params(config, params)
+    model = with_params(config, params, layout)
     hidden, cache = model.hidden(tokens, cache)
     cache = dataclasses.replace(cache, length=cache.length + count)
     return _next_logits(model, hidden, count), cache
@@ -101,7 +106,9 @@ def _next_logits(model: Llama, hidden: jax.Array, count: jax.Array) -> jax.Array
     return model.logits(last)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "greedy"), donate_argnames=("cache",))
+@functools.partial(
+    jax.jit, static_argnames=("config", "greedy", "layout"), donate_argnames=("cache",)
+)
 def decode_step(
     params: dict[str, Any],
     cache: KVCache,
@@ -111,6 +118,7 @@ def decode_step(
     *,
     config: LlamaConfig,
     greedy: bool,
+    layout: Layout | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Add one token to every sequence and choose the next.
 
@@ -128,7 +136,7 @@ def decode_step(
     tuple
         Chosen tokens, shape (B,) int32, and the cache, one longer.
     """
-    model = with_params(config, params)
+    model = with_params(config, params, layout)
     hidden, cache = model.hidden(tokens[:, None], cache)
     cache = dataclasses.replace(cache, length=cache.length + 1)
     key = jax.random.fold_in(key, cache.length)
@@ -163,7 +171,7 @@ class Session:
     """
 
     def __init__(self, model: Llama, capacity: int | None = None, *, cache_dtype: Any = None):
-        self.config = model.config
+        self.config, self.layout = model.config, model.layout
         self.params = params_of(model)
         self.limit = self.config.context if capacity is None else capacity
         if not 1 <= self.limit <= self.config.context:
@@ -216,7 +224,12 @@ class Session:
             tokens = np.zeros((len(prompts), size), np.int32)
             tokens[:, :count] = [prompt[done : done + count] for prompt in prompts]
             logits, self.cache = extend(
-                self.params, self.cache, tokens, np.int32(count), config=self.config
+                self.params,
+                self.cache,
+                tokens,
+                np.int32(count),
+                config=self.config,
+                layout=self.layout,
             )
             self.used += count
             done += count
@@ -235,6 +248,7 @@ class Session:
             config=self.config,
             capacity=self.slots,
             dtype=self.dtype,
+            layout=self.layout,
         )
         self.used = longest
         return logits
@@ -267,6 +281,7 @@ class Session:
                 numbers,
                 config=self.config,
                 greedy=sampling.greedy,
+                layout=self.layout,
             )
             return token
 
