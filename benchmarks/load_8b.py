@@ -28,7 +28,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import machine  # after the platform is chosen
 import numpy as np
 
-NAME = "llama3.1-8b"
+from llama_nb import presets, progress
+from llama_nb.config import LlamaConfig
+
 CASES = {
     "one device": {},
     "mesh 2x4": {"mesh": (2, 4)},
@@ -59,7 +61,7 @@ def main() -> None:
 
 
 def _measure(folder: Path, tokens: int) -> dict[str, object]:
-    _write(folder)
+    write_checkpoint(folder, presets.get("llama3.1-8b"))
     disk = _read_rate(folder)
     print(f"the disk reads {disk:.2f} GB/s in one go\n")
     print(f"{'':14}{'kept GB':>9}{'s':>8}{'GB/s':>7}{'of disk':>9}{'peak anon GB':>14}", end="")
@@ -90,14 +92,12 @@ def _measure(folder: Path, tokens: int) -> dict[str, object]:
     return figures
 
 
-def _write(folder: Path) -> None:
-    """Write the checkpoint, unless it is there."""
-    from llama_nb import presets, progress
+def write_checkpoint(folder: Path, config: LlamaConfig) -> None:
+    """Write a random checkpoint, unless it is there."""
     from llama_nb.checkpoint.names import entries
     from llama_nb.checkpoint.shards import INDEX, Stored, index, plan, write
     from llama_nb.config import to_hf
 
-    config = presets.get(NAME)
     if (folder / "config.json").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def _write(folder: Path) -> None:
             left -= min(left, block.size)
 
     total, done = sum(tensor.nbytes for tensor in tensors), 0
-    with progress.bar("writing 16 GB of random weights", total) as show:
+    with progress.bar(f"writing {total / 1e9:.1f} GB of random weights", total) as show:
         for shard in shards:
             blocks = (block for tensor in shard.tensors for block in pieces(tensor))
             for size in write(shard, folder, blocks):
@@ -146,10 +146,11 @@ def _read_rate(folder: Path) -> float:
 
 
 class _Peak:
-    """The most anonymous memory of this process while a block runs, in GB."""
+    """The most anonymous memory of this process while a block runs, in GB, and that before it."""
 
     def __enter__(self):
-        self.gb, self._done = 0.0, threading.Event()
+        self.before = self.gb = self._anonymous()
+        self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
         return self
@@ -159,10 +160,13 @@ class _Peak:
         self._thread.join()
 
     def _watch(self):
-        while not self._done.wait(0.01):
-            for line in Path("/proc/self/status").read_text().splitlines():
-                if line.startswith("RssAnon"):
-                    self.gb = max(self.gb, int(line.split()[1]) * 1024 / 1e9)
+        while not self._done.wait(0.002):
+            self.gb = max(self.gb, self._anonymous())
+
+    @staticmethod
+    def _anonymous():
+        with open("/proc/self/status") as lines:
+            return next(int(s.split()[1]) for s in lines if s.startswith("RssAnon")) * 1024 / 1e9
 
 
 def _ours(case: str, folder: Path, tokens: int) -> dict[str, float]:
@@ -178,6 +182,7 @@ def _ours(case: str, folder: Path, tokens: int) -> dict[str, float]:
     devices.virtual_cpu_devices(1 if shape is None else math.prod(shape))
     mesh = None if shape is None else sharding.make_mesh(shape)
     checkpoint = open_checkpoint(folder)
+    jax.block_until_ready(jnp.ones(8) + 1)  # what JAX itself takes is no part of loading
     with _Peak() as peak:
         start = time.perf_counter()
         params = loading.load_weights(
@@ -189,9 +194,10 @@ def _ours(case: str, folder: Path, tokens: int) -> dict[str, float]:
         "kept_gb": sum(s.data.nbytes for leaf in leaves for s in leaf.addressable_shards) / 1e9,
         "read_gb": sum(p.stat().st_size for p in folder.glob("*.safetensors")) / 1e9,
         "load_s": seconds,
+        "anonymous_before_gb": peak.before,
         "peak_anonymous_gb": peak.gb,
     }
-    if mesh is None:
+    if mesh is None and tokens:
         model = with_params(checkpoint.config, params)
         session = Session(model, 256)
         steps = session.tokens(session.feed([[128_000, 791, 6864, 315]]), tokens + 2)

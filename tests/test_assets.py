@@ -6,6 +6,7 @@ import errno
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -101,7 +102,8 @@ def test_fetch_then_reuse_offline(place, installer, capfd):
     path = fetch(asset)
     assert path == asset.path and path.read_bytes() == CONTENT
     said = capfd.readouterr()
-    assert said.out == "" and said.err == "downloading fakeasset 1.0 (0.0 MB)\n"
+    title = r"downloading fakeasset 1.0 \(0.0 MB\)"
+    assert said.out == "" and re.fullmatch(rf"{title} \.\.\.\n{title} took .* s\n", said.err)
     assert left_in_cache() == WHOLE
     shutil.rmtree(place)
     assert fetch(asset).read_bytes() == CONTENT
@@ -124,8 +126,8 @@ def test_a_terminal_sees_a_bar(place, quick, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     fetch(make_wheel(place))
     said = capsys.readouterr()
-    assert said.out == "" and "\rdownloading fakeasset 1.0 [" in said.err
-    assert "of 0.0 MB" in said.err and said.err.endswith("\n")
+    assert said.out == "" and "\rdownloading fakeasset 1.0 (0.0 MB) [" in said.err
+    assert " took " in said.err and said.err.endswith(" \n")
 
 
 @pytest.mark.parametrize("damage", ["cut", "altered"])
@@ -180,7 +182,8 @@ def test_no_such_package(place, installer, capfd):
     message = str(caught.value)
     assert "fakeasset 2.0 could not be fetched (No " in message and "\n" not in message
     assert f"put it at {asset.path}." in message
-    assert capfd.readouterr().err.count("failed: ") == 2  # three tries, of which two go on
+    said = capfd.readouterr().err  # three tries, of which two go on
+    assert said.count("stopped after") == 3 and said.count("failed: ") == 2
     assert left_in_cache() == []
 
 

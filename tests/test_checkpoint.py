@@ -9,66 +9,42 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import nnx
+from flax.traverse_util import unflatten_dict
 
 from llama_nb import presets
 from llama_nb.checkpoint import load_params, open_checkpoint
 from llama_nb.checkpoint.names import entries, interleave, split_halves
+from llama_nb.config import to_hf
 from llama_nb.errors import CorruptFileError, InputError, MissingFileError
-from llama_nb.model import Llama, params_of
 
 TINY = presets.get("tiny")
 
 
-def _hf_config(config=TINY):
-    return {
-        "model_type": "llama",
-        "hidden_size": config.embed_dim,
-        "intermediate_size": config.ffn_dim,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "num_hidden_layers": config.num_layers,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.context,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tied,
-        "vocab_size": config.vocab_size,
-    }
+def _ours(matrix, entry):
+    """The (outputs, inputs) matrix of a file as our array."""
+    cut = len(entry.shape) - entry.outputs
+    values = matrix.reshape(*entry.shape[cut:], *entry.shape[:cut])
+    return values.transpose(*range(entry.outputs, values.ndim), *range(entry.outputs))
 
 
-def _value(params, entry):
-    for key in entry.path:
-        params = params[key]
-    return np.asarray(params)
-
-
-def _stored(values, entry):
-    """Our array as the (outputs, inputs) matrix of a file."""
-    if not entry.outputs:
-        return values
-    cut = values.ndim - entry.outputs
-    order = (*range(cut, values.ndim), *range(cut))
-    return np.ascontiguousarray(values.transpose(order).reshape(entry.stored_shape))
+@pytest.fixture
+def hf_folder(tmp_path, write_model):
+    return write_model(tmp_path, TINY).path
 
 
 @pytest.fixture(scope="module")
-def params():
-    return params_of(Llama(TINY, rngs=nnx.Rngs(0)))
+def tensors(tmp_path_factory, write_model):
+    """What is in `hf_folder`."""
+    return write_model(tmp_path_factory.mktemp("tiny"), TINY).tensors
+
+
+@pytest.fixture(scope="module")
+def params(tensors):
+    return unflatten_dict({e.path: _ours(tensors[e.hf], e) for e in entries(TINY)})
 
 
 @pytest.fixture
-def hf_folder(tmp_path, params):
-    from safetensors.numpy import save_file
-
-    tensors = {e.hf: _stored(_value(params, e), e) for e in entries(TINY)}
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(_hf_config()))
-    return tmp_path
-
-
-@pytest.fixture
-def gguf_file(tmp_path, params):
+def gguf_file(tmp_path, tensors):
     import gguf
 
     path = tmp_path / "tiny.gguf"
@@ -83,7 +59,7 @@ def gguf_file(tmp_path, params):
     writer.add_rope_freq_base(TINY.rope_theta)
     writer.add_vocab_size(TINY.vocab_size)
     for entry in entries(TINY):
-        matrix = _stored(_value(params, entry), entry)
+        matrix = tensors[entry.hf]
         if entry.rotary:
             heads = entry.shape[1]
             matrix = interleave(matrix.reshape(heads, -1, matrix.shape[1])).reshape(matrix.shape)
@@ -117,16 +93,13 @@ def test_a_slice_is_that_part_of_the_whole(request, source):
             np.testing.assert_array_equal(checkpoint.read(entry, tuple(index)), whole[tuple(index)])
 
 
-def test_bfloat16_keeps_its_bits(tmp_path, params):
+def test_bfloat16_keeps_its_bits(hf_folder, tensors, params):
     torch = pytest.importorskip("torch", reason="the file is written by torch")
     from safetensors.torch import save_file
 
-    tensors = {
-        e.hf: torch.tensor(_stored(_value(params, e), e)).to(torch.bfloat16) for e in entries(TINY)
-    }
-    save_file(tensors, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(_hf_config()))
-    loaded = load_params(open_checkpoint(tmp_path), jnp.bfloat16)
+    narrow = {name: torch.tensor(values).to(torch.bfloat16) for name, values in tensors.items()}
+    save_file(narrow, hf_folder / "model.safetensors")
+    loaded = load_params(open_checkpoint(hf_folder), jnp.bfloat16)
     expected = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), params)
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
 
@@ -193,7 +166,7 @@ def test_tensors_that_do_not_fit(hf_folder, change, says):
 
 def test_config_that_contradicts_the_tensors(hf_folder):
     other = dataclasses.replace(TINY, num_layers=3)
-    (hf_folder / "config.json").write_text(json.dumps(_hf_config(other)))
+    (hf_folder / "config.json").write_text(json.dumps(to_hf(other)))
     with pytest.raises(CorruptFileError, match=r"lacks the tensor model\.layers\.2"):
         load_params(open_checkpoint(hf_folder))
 
@@ -230,19 +203,19 @@ def _quantize(folder, quantization=None):
 
     _rewrite(folder, change)
     described = {"quantization_config": quantization or compressed.describe(tied=False)}
-    (folder / "config.json").write_text(json.dumps({**_hf_config(), **described}))
+    (folder / "config.json").write_text(json.dumps({**to_hf(TINY), **described}))
 
 
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 
 
-def test_int8_rows_have_scales(hf_folder, params):
+def test_int8_rows_have_scales(hf_folder, tensors):
     _quantize(hf_folder)
     checkpoint = open_checkpoint(hf_folder)
     checkpoint.check()
     for entry in entries(TINY):
         values, scales = checkpoint.read(entry), checkpoint.scales(entry)
-        expected = _value(params, entry)
+        expected = _ours(tensors[entry.hf], entry)
         if "_proj" not in entry.hf:
             assert scales is None
             np.testing.assert_array_equal(values, expected)
@@ -330,7 +303,7 @@ def _changed(**changes):
     ],
 )
 def test_weights_quantized_in_other_ways(hf_folder, quantization, says):
-    described = {**_hf_config(), "quantization_config": quantization}
+    described = {**to_hf(TINY), "quantization_config": quantization}
     (hf_folder / "config.json").write_text(json.dumps(described))
     with pytest.raises(InputError, match=says) as caught:
         open_checkpoint(hf_folder)
@@ -399,12 +372,12 @@ def test_a_gguf_file_of_whole_numbers(gguf_file, tmp_path, dtype):
 
 
 @pytest.fixture
-def meta_folder(tmp_path, params):
+def meta_folder(tmp_path, tensors):
     """A model in two pieces, as a table of tensors per piece."""
     torch = pytest.importorskip("torch", reason="the files are written by torch")
     pieces = [{}, {}]
     for entry in entries(TINY):
-        matrix = torch.tensor(_stored(_value(params, entry), entry))
+        matrix = torch.tensor(tensors[entry.hf])
         axis = 1 if entry.path[-1] in ("o_proj", "down_proj") else 0
         parts = [matrix] * 2 if matrix.ndim == 1 else torch.chunk(matrix, 2, axis)
         for piece, part in zip(pieces, parts, strict=True):

@@ -26,21 +26,9 @@ TIED = dataclasses.replace(presets.get("llama3.2-1b"), vocab_size=64, embed_dim=
 TIED = dataclasses.replace(TIED, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8)
 
 
-def _write(folder, config, dtype=np.float32):
-    """Write a random model, and return its tensors."""
-    from safetensors.numpy import save_file
-
-    rng = np.random.default_rng(0)
-    tensors = {e.hf: rng.standard_normal(e.stored_shape).astype(dtype) / 8 for e in entries(config)}
-    folder.mkdir(exist_ok=True)
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({**to_hf(config), "eos_token_id": [1, 2]}))
-    return tensors
-
-
 @pytest.fixture
-def source(tmp_path):
-    return SimpleNamespace(path=tmp_path / "source", tensors=_write(tmp_path / "source", TINY))
+def source(tmp_path, write_model):
+    return write_model(tmp_path / "source", TINY)
 
 
 def _read(folder):
@@ -65,9 +53,9 @@ def test_a_config_survives_hugging_faces_spelling(name):
 
 @pytest.mark.parametrize("config", [TINY, TIED], ids=["untied", "tied"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_every_tensor_arrives(tmp_path, config, dtype):
+def test_every_tensor_arrives(tmp_path, write_model, config, dtype):
     pytest.importorskip("torch", reason="NumPy alone cannot read bfloat16")
-    tensors = _write(tmp_path / "a", config)
+    tensors = write_model(tmp_path / "a", config).tensors
     limit = config.param_count() // 2
     folder = convert(tmp_path / "a", tmp_path / "new/b", dtype=dtype, max_shard_bytes=limit)
     written = _read(folder)
@@ -95,9 +83,9 @@ def test_every_tensor_arrives(tmp_path, config, dtype):
 
 
 @pytest.mark.parametrize("config", [TINY, TIED], ids=["untied", "tied"])
-def test_int8(tmp_path, config):
+def test_int8(tmp_path, write_model, config):
     pytest.importorskip("torch", reason="NumPy alone cannot read bfloat16")
-    tensors = _write(tmp_path / "a", config)
+    tensors = write_model(tmp_path / "a", config).tensors
     folder = convert(tmp_path / "a", tmp_path / "b", quant="int8", dtype="float32")
     written = _read(folder)
     quantized = [name for name in tensors if "_proj" in name or name == "lm_head.weight"]

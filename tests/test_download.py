@@ -17,8 +17,7 @@ import pytest
 
 from llama_nb import presets
 from llama_nb.checkpoint import open_checkpoint
-from llama_nb.checkpoint.names import entries
-from llama_nb.config import to_hf
+from llama_nb.checkpoint.save import convert
 from llama_nb.download import UNGATED, cached, download
 from llama_nb.errors import InputError
 
@@ -26,21 +25,9 @@ TINY = presets.get("tiny")
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def _model(folder):
-    """Write what a model's repository holds, needed or not."""
-    from safetensors.numpy import save_file
-
-    rng = np.random.default_rng(0)
-    tensors = {e.hf: rng.standard_normal(e.stored_shape).astype("f") for e in entries(TINY)}
-    names = sorted(tensors)
-    folder.mkdir()
-    shards = {}
-    for number, part in enumerate((names[:10], names[10:]), 1):
-        file = f"model-{number:05d}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, folder / file)
-        shards |= dict.fromkeys(part, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
-    (folder / "config.json").write_text(json.dumps(to_hf(TINY)))
+def _repository(model, folder):
+    """Put into a folder what a model's repository holds, needed or not."""
+    convert(model.path, folder, dtype="float32", max_shard_bytes=300_000)
     (folder / "original").mkdir()
     for name in ("tokenizer.json", "README.md", "pytorch_model.bin", "onnx.safetensors.txt"):
         (folder / name).write_text(name)
@@ -121,9 +108,9 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(tmp_path, write_model):
     """A Hub with one model, and the command that asks it."""
-    _model(tmp_path / "repository")
+    _repository(write_model(tmp_path / "model", TINY), tmp_path / "repository")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     hub = SimpleNamespace(folder=tmp_path / "repository", asked=[], refusal=None, cut={})
     server.hub = hub

@@ -1,17 +1,20 @@
 """Checks for the book's exercises: your function against the package's, on random inputs.
 
 Each prints one sentence, and returns whether the function is right, so that
-`assert check.rms_norm(mine)` fails where it is not. One module per chapter.
+`assert check.greedy(mine)` fails where it is not. One module per chapter.
 """
 
 from llama_nb.check.attention import grouped_attention, merge_softmax, window_mask
 from llama_nb.check.caching import bucket, cache_view, left_pad
+from llama_nb.check.data_parallel import accumulate, exposed_seconds, pad_rows, token_mean
+from llama_nb.check.fsdp import best_mesh, microbatches, zero_bytes
 from llama_nb.check.int8 import (
     int8_scores,
     product_error_bound,
     quantize_outputs,
     write_int8,
 )
+from llama_nb.check.meshes import bytes_per_device, ring_all_gather, scattered_product
 from llama_nb.check.model import greedy, param_count, residual_block
 from llama_nb.check.rmsnorm import centre_outputs, fold_gain, rms_norm_of_parts
 from llama_nb.check.rooflines import decode_floor, largest_batch, product_intensity
@@ -19,16 +22,21 @@ from llama_nb.check.rope import slower_theta, to_neighbours, unfinished_pairs
 from llama_nb.check.samplers import nucleus, repetition_penalty, tokens_read
 from llama_nb.check.start import cache_bytes, top_tokens
 from llama_nb.check.swiglu import ffn_dim, score_share, swiglu_gradient
+from llama_nb.check.tensor_parallel import split_argmax, split_loss, talk_bytes
 from llama_nb.check.tokens import bytes_per_token, llama3_chat, stream_text
 from llama_nb.check.weights import find_tensor, piece_slices, to_halves
 
 __all__ = [
+    "accumulate",
+    "best_mesh",
     "bucket",
+    "bytes_per_device",
     "bytes_per_token",
     "cache_bytes",
     "cache_view",
     "centre_outputs",
     "decode_floor",
+    "exposed_seconds",
     "ffn_dim",
     "find_tensor",
     "fold_gain",
@@ -39,7 +47,9 @@ __all__ = [
     "left_pad",
     "llama3_chat",
     "merge_softmax",
+    "microbatches",
     "nucleus",
+    "pad_rows",
     "param_count",
     "piece_slices",
     "product_error_bound",
@@ -47,16 +57,23 @@ __all__ = [
     "quantize_outputs",
     "repetition_penalty",
     "residual_block",
+    "ring_all_gather",
     "rms_norm_of_parts",
+    "scattered_product",
     "score_share",
     "slower_theta",
+    "split_argmax",
+    "split_loss",
     "stream_text",
     "swiglu_gradient",
+    "talk_bytes",
     "to_halves",
     "to_neighbours",
+    "token_mean",
     "tokens_read",
     "top_tokens",
     "unfinished_pairs",
     "window_mask",
     "write_int8",
+    "zero_bytes",
 ]

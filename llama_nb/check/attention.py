@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 
 
-def window_mask(function: Callable[[int, int], Any]) -> bool:
+def window_mask(function: Callable[[int, int], Any]) -> Verdict:
     """Check `f(T, window) -> mask`, boolean (T, T): `window` keys back, itself included."""
 
     def cases():
@@ -19,7 +19,7 @@ def window_mask(function: Callable[[int, int], Any]) -> bool:
     return run("window_mask", function, cases())
 
 
-def grouped_attention(function: Callable[[Any, Any, Any], Any]) -> bool:
+def grouped_attention(function: Callable[[Any, Any, Any], Any]) -> Verdict:
     """Check `f(q, k, v)`: causal grouped-query attention of whole sequences.
 
     q has shape (B, T, N, H), k and v have (B, T, K, H); the result has the shape of q.
@@ -43,7 +43,7 @@ def grouped_attention(function: Callable[[Any, Any, Any], Any]) -> bool:
     return run("grouped_attention", function, cases(), atol=2e-2)
 
 
-def merge_softmax(function: Callable[..., Any]) -> bool:
+def merge_softmax(function: Callable[..., Any]) -> Verdict:
     """Check `f(m1, z1, o1, m2, z2, o2) -> o`: attention over two sets of keys from each one's.
 
     m is the largest score, z the sum of `exp(score - m)`, o the output of shape (H,).

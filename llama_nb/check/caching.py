@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from llama_nb import session
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 
 
-def left_pad(function: Callable[[list[list[int]], int], tuple]) -> bool:
+def left_pad(function: Callable[[list[list[int]], int], tuple]) -> Verdict:
     """Check `f(prompts, pad) -> (rows, starts)`, prompts of different lengths ending together."""
 
     def cases():
@@ -22,7 +22,7 @@ def left_pad(function: Callable[[list[list[int]], int], tuple]) -> bool:
     return run("left_pad", function, cases())
 
 
-def cache_view(function: Callable[[np.ndarray, int, int, int], tuple]) -> bool:
+def cache_view(function: Callable[[np.ndarray, int, int, int], tuple]) -> Verdict:
     """Check `f(starts, length, T, S) -> (positions (B, T), mask (B, T, S))` of T new tokens."""
 
     def cases():
@@ -35,7 +35,7 @@ def cache_view(function: Callable[[np.ndarray, int, int, int], tuple]) -> bool:
     return run("cache_view", function, cases())
 
 
-def bucket(function: Callable[[int, int], int]) -> bool:
+def bucket(function: Callable[[int, int], int]) -> Verdict:
     """Check `f(size, smallest)`: the least power of two, or 3/4 of one, that holds both."""
 
     def cases():

@@ -8,7 +8,14 @@ import numpy as np
 Case = tuple[str, tuple[Any, ...], Any]
 
 
-def run(name: str, function: Callable, cases: Iterable[Case], atol: float = 1e-5) -> bool:
+class Verdict(int):
+    """Whether all is right, which a notebook does not show: a sentence has said it already."""
+
+    def _ipython_display_(self) -> None:
+        pass
+
+
+def run(name: str, function: Callable, cases: Iterable[Case], atol: float = 1e-5) -> Verdict:
     """Call a function on every case and say what differs first, if anything does.
 
     Parameters
@@ -24,8 +31,8 @@ def run(name: str, function: Callable, cases: Iterable[Case], atol: float = 1e-5
 
     Returns
     -------
-    bool
-        Whether all cases agree.
+    Verdict
+        True if all cases agree.
     """
     count = 0
     for about, arguments, expected in cases:
@@ -34,12 +41,12 @@ def run(name: str, function: Callable, cases: Iterable[Case], atol: float = 1e-5
             got = function(*arguments)
         except Exception as error:
             print(f"{name}: for {about}, it raised {type(error).__name__}: {error}")
-            return False
+            return Verdict(False)
         if wrong := difference(got, expected, atol):
             print(f"{name}: for {about}, {wrong}")
-            return False
+            return Verdict(False)
     print(f"{name}: right, on {count} cases.")
-    return True
+    return Verdict(True)
 
 
 def difference(got: Any, expected: Any, atol: float = 1e-5) -> str:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import numpy as np
 
 from llama_nb import packed
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 
 
-def quantize_outputs(function: Callable[[np.ndarray], tuple]) -> bool:
+def quantize_outputs(function: Callable[[np.ndarray], tuple]) -> Verdict:
     """Check `f(weight (I, O)) -> (int8 (I, O), float32 (O,))`, one scale per output."""
 
     def cases():
@@ -24,7 +24,7 @@ def quantize_outputs(function: Callable[[np.ndarray], tuple]) -> bool:
     return run("quantize_outputs", function, cases(), atol=1e-6)
 
 
-def product_error_bound(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> bool:
+def product_error_bound(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Verdict:
     """Check `f(x (M, I), scales (O,)) -> (M, O)`: the worst error of x times rounded weights.
 
     The worst case is real: weights half a scale off, each in the direction of its input.
@@ -42,7 +42,7 @@ def product_error_bound(function: Callable[[np.ndarray, np.ndarray], np.ndarray]
     return run("product_error_bound", function, cases())
 
 
-def write_int8(function: Callable[..., tuple]) -> bool:
+def write_int8(function: Callable[..., tuple]) -> Verdict:
     """Check `f(keys (S, K, H), scales (S, K), new (T, K, H), length) -> (keys, scales)`."""
 
     def cases():
@@ -66,7 +66,7 @@ def write_int8(function: Callable[..., tuple]) -> bool:
     return run("write_int8", function, cases())
 
 
-def int8_scores(function: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> bool:
+def int8_scores(function: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> Verdict:
     """Check `f(q (N, H), keys (S, K, H), scales (S, K)) -> (N, S)`: scaled scores of one query."""
 
     def cases():

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from llama_nb import presets
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 from llama_nb.config import LlamaConfig
 
 
-def residual_block(function: Callable[..., Any]) -> bool:
+def residual_block(function: Callable[..., Any]) -> Verdict:
     """Check `f(x, attn_norm, attention, mlp_norm, mlp)`: the wiring of a block, over functions."""
 
     def cases():
@@ -31,7 +31,7 @@ def residual_block(function: Callable[..., Any]) -> bool:
     return run("residual_block", function, cases())
 
 
-def param_count(function: Callable[[LlamaConfig], int]) -> bool:
+def param_count(function: Callable[[LlamaConfig], int]) -> Verdict:
     """Check `f(config) -> number of parameters`, a tied head counted once."""
 
     def cases():
@@ -42,7 +42,7 @@ def param_count(function: Callable[[LlamaConfig], int]) -> bool:
     return run("param_count", function, cases())
 
 
-def greedy(function: Callable[..., list[int]]) -> bool:
+def greedy(function: Callable[..., list[int]]) -> Verdict:
     """Check `f(logits, ids, count, stop) -> ids`: greedy text, cut after the token `stop`."""
 
     def cases():

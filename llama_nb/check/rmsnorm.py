@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 
 
-def fold_gain(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> bool:
+def fold_gain(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Verdict:
     """Check `f(gain, weight)`: weight (D, N, H) with the norm's gains (D,) folded in."""
 
     def cases():
@@ -21,7 +21,7 @@ def fold_gain(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> bool:
     return run("fold_gain", function, cases())
 
 
-def rms_norm_of_parts(function: Callable[[list[np.ndarray], float], tuple]) -> bool:
+def rms_norm_of_parts(function: Callable[[list[np.ndarray], float], tuple]) -> Verdict:
     """Check `f(parts, eps)`: parts (B, T, D_i) of a vector, normalized as the whole is."""
 
     def cases():
@@ -38,7 +38,7 @@ def rms_norm_of_parts(function: Callable[[list[np.ndarray], float], tuple]) -> b
     return run("rms_norm_of_parts", function, cases())
 
 
-def centre_outputs(function: Callable[[np.ndarray], np.ndarray]) -> bool:
+def centre_outputs(function: Callable[[np.ndarray], np.ndarray]) -> Verdict:
     """Check `f(weight)`: the weight (F, D) whose outputs are the old ones without their mean."""
 
     def cases():

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from llama_nb import presets, roofline
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 from llama_nb.config import LlamaConfig
 from llama_nb.roofline import CHIPS, Chip
 
 
-def product_intensity(function: Callable[[int, int, int, int], float]) -> bool:
+def product_intensity(function: Callable[[int, int, int, int], float]) -> Verdict:
     """Check `f(tokens, inputs, outputs, itemsize) -> FLOPs per byte` of `x @ weights`."""
 
     def cases():
@@ -25,7 +25,7 @@ def product_intensity(function: Callable[[int, int, int, int], float]) -> bool:
     return run("product_intensity", function, cases())
 
 
-def largest_batch(function: Callable[[LlamaConfig, Chip, int, int], int]) -> bool:
+def largest_batch(function: Callable[[LlamaConfig, Chip, int, int], int]) -> Verdict:
     """Check `f(config, chip, context, itemsize) -> sequences` that fit beside the weights."""
 
     def cases():
@@ -44,7 +44,7 @@ def largest_batch(function: Callable[[LlamaConfig, Chip, int, int], int]) -> boo
     return run("largest_batch", function, cases())
 
 
-def decode_floor(function: Callable[[LlamaConfig, Chip, int, int, int, int], float]) -> bool:
+def decode_floor(function: Callable[[LlamaConfig, Chip, int, int, int, int], float]) -> Verdict:
     """Check `f(config, chip, chips, batch, context, itemsize) -> seconds` of a decode step.
 
     Bytes only; the result may leave out the embedding's rows and the cache's writes, less than a

@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 
 from llama_nb import layers
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 
 
-def unfinished_pairs(function: Callable[[int, float, int], int]) -> bool:
+def unfinished_pairs(function: Callable[[int, float, int], int]) -> Verdict:
     """Check `f(H, theta, context)`: how many pairs make no full turn within the context."""
 
     def cases():
@@ -26,7 +26,7 @@ def unfinished_pairs(function: Callable[[int, float, int], int]) -> bool:
     return run("unfinished_pairs", function, cases())
 
 
-def to_neighbours(function: Callable[[np.ndarray], np.ndarray]) -> bool:
+def to_neighbours(function: Callable[[np.ndarray], np.ndarray]) -> Verdict:
     """Check `f(weight)`: weight (D, N, H), pairs (i, i + H/2) moved to (2 i, 2 i + 1)."""
 
     def cases():
@@ -40,7 +40,7 @@ def to_neighbours(function: Callable[[np.ndarray], np.ndarray]) -> bool:
     return run("to_neighbours", function, cases())
 
 
-def slower_theta(function: Callable[[int, float, float], float]) -> bool:
+def slower_theta(function: Callable[[int, float, float], float]) -> Verdict:
     """Check `f(H, theta, factor)`: the theta whose slowest pair is `factor` times slower."""
 
     def ratio(H: int, theta: float, factor: float) -> float | None:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 
 
-def nucleus(function: Callable[[np.ndarray, float], np.ndarray]) -> bool:
+def nucleus(function: Callable[[np.ndarray, float], np.ndarray]) -> Verdict:
     """Check `f(probabilities, limit) -> booleans`: what top-p keeps, the crossing one too."""
 
     def cases():
@@ -21,7 +21,7 @@ def nucleus(function: Callable[[np.ndarray, float], np.ndarray]) -> bool:
     return run("nucleus", function, cases())
 
 
-def repetition_penalty(function: Callable[[np.ndarray, list[int], float], np.ndarray]) -> bool:
+def repetition_penalty(function: Callable[[np.ndarray, list[int], float], np.ndarray]) -> Verdict:
     """Check `f(logits, used, penalty) -> logits`, used ones pushed down once, the argument kept."""
 
     def guarded(logits, used, penalty):
@@ -43,7 +43,7 @@ def repetition_penalty(function: Callable[[np.ndarray, list[int], float], np.nda
     return run("repetition_penalty", guarded, cases())
 
 
-def tokens_read(function: Callable[[list[int], list[int], bool], int]) -> bool:
+def tokens_read(function: Callable[[list[int], list[int], bool], int]) -> Verdict:
     """Check `f(messages, answers, keep) -> tokens` that a chat reads before its answers."""
 
     def cases():

@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 
 from llama_nb import presets
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 from llama_nb.config import LlamaConfig
 
 
-def top_tokens(function: Callable[[np.ndarray, int], tuple]) -> bool:
+def top_tokens(function: Callable[[np.ndarray, int], tuple]) -> Verdict:
     """Check `f(logits, k) -> (ids, probabilities)`, likeliest first, for logits of shape (V,)."""
 
     def cases():
@@ -24,7 +24,7 @@ def top_tokens(function: Callable[[np.ndarray, int], tuple]) -> bool:
     return run("top_tokens", function, cases())
 
 
-def cache_bytes(function: Callable[[LlamaConfig, int, int], int]) -> bool:
+def cache_bytes(function: Callable[[LlamaConfig, int, int], int]) -> Verdict:
     """Check `f(config, tokens, itemsize) -> bytes` of a KV cache of one sequence."""
 
     def cases():

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from llama_nb import presets
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 from llama_nb.config import LlamaConfig, llama_ffn_dim
 
 
-def ffn_dim(function: Callable[[int, int, float | None], int]) -> bool:
+def ffn_dim(function: Callable[[int, int, float | None], int]) -> Verdict:
     """Check `f(embed_dim, multiple_of, multiplier) -> F`, as Meta's `params.json` implies it."""
 
     def cases():
@@ -31,7 +31,7 @@ def ffn_dim(function: Callable[[int, int, float | None], int]) -> bool:
     return run("ffn_dim", function, cases())
 
 
-def swiglu_gradient(function: Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]) -> bool:
+def swiglu_gradient(function: Callable[[np.ndarray, np.ndarray], tuple[Any, Any]]) -> Verdict:
     """Check `f(gate, up) -> (dy/dgate, dy/dup)` for `y = silu(gate) * up`, elementwise."""
 
     def y(gate, up):
@@ -49,7 +49,7 @@ def swiglu_gradient(function: Callable[[np.ndarray, np.ndarray], tuple[Any, Any]
     return run("swiglu_gradient", function, cases())
 
 
-def score_share(function: Callable[[LlamaConfig, int], float]) -> bool:
+def score_share(function: Callable[[LlamaConfig, int], float]) -> Verdict:
     """Check `f(config, context)`: the share of scores and weighted sum in one token's FLOPs."""
 
     def cases():

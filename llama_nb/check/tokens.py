@@ -5,13 +5,13 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from llama_nb.chat import encode_chat
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 from llama_nb.tokenizer import Tokenizer
 from llama_nb.tokenizer_files import llama3_special_names
 from llama_nb.vocabulary import LLAMA3_PATTERN, BytePairs
 
 
-def bytes_per_token(function: Callable[[Callable, Sequence[str]], float]) -> bool:
+def bytes_per_token(function: Callable[[Callable, Sequence[str]], float]) -> Verdict:
     """Check `f(encode, texts) -> bytes per token` of all texts together."""
 
     def words(text: str) -> list[str]:
@@ -28,7 +28,7 @@ def bytes_per_token(function: Callable[[Callable, Sequence[str]], float]) -> boo
     return run("bytes_per_token", function, cases())
 
 
-def stream_text(function: Callable[[list[bytes]], list[str]]) -> bool:
+def stream_text(function: Callable[[list[bytes]], list[str]]) -> Verdict:
     """Check `f(pieces) -> texts`: after each piece, the characters that it completes."""
 
     def cases():
@@ -47,7 +47,7 @@ def stream_text(function: Callable[[list[bytes]], list[str]]) -> bool:
     return run("stream_text", function, cases())
 
 
-def llama3_chat(function: Callable[[Callable, Mapping[str, int], list], list[int]]) -> bool:
+def llama3_chat(function: Callable[[Callable, Mapping[str, int], list], list[int]]) -> Verdict:
     """Check `f(encode, special, messages) -> ids` of Llama 3's chat format, assistant next."""
     names = llama3_special_names()
     pieces = [bytes([byte]) for byte in range(256)] + [name.encode() for name in names]

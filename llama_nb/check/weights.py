@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from llama_nb.check.compare import run
+from llama_nb.check.compare import Verdict, run
 from llama_nb.checkpoint.names import split_halves
 
 
-def to_halves(function: Callable[[np.ndarray, int], np.ndarray]) -> bool:
+def to_halves(function: Callable[[np.ndarray, int], np.ndarray]) -> Verdict:
     """Check `f(matrix, heads)`: rows of (heads H, D) from neighbouring pairs to split halves."""
 
     def cases():
@@ -23,7 +23,7 @@ def to_halves(function: Callable[[np.ndarray, int], np.ndarray]) -> bool:
     return run("to_halves", function, cases())
 
 
-def piece_slices(function: Callable[[int, int, int, int], list[tuple[int, int, int]]]) -> bool:
+def piece_slices(function: Callable[[int, int, int, int], list[tuple[int, int, int]]]) -> Verdict:
     """Check `f(rows, pieces, start, stop)`: (file, first row in it, end in it), in order."""
 
     def cases():
@@ -46,7 +46,7 @@ def piece_slices(function: Callable[[int, int, int, int], list[tuple[int, int, i
     return run("piece_slices", function, cases())
 
 
-def find_tensor(function: Callable[[bytes, str], tuple]) -> bool:
+def find_tensor(function: Callable[[bytes, str], tuple]) -> Verdict:
     """Check `f(data, name) -> (dtype, shape, begin, end)`, the bytes' place in the file."""
 
     def cases():

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 
 import nbformat
 import pytest
@@ -20,10 +21,21 @@ def recorded(notebook, name):
     raise AssertionError(f"{notebook} assigns no {name}")
 
 
+def measured(name):
+    """Return the perplexities that a benchmark found."""
+    result = json.loads((build.ROOT / f"benchmarks/results/{name}.json").read_text())
+    return list(result["perplexity"].values())
+
+
 def test_chapter_03_shows_the_long_read():
     shown = recorded("03_rope.ipynb", "READ")
-    result = json.loads((build.ROOT / "benchmarks/results/long_context.json").read_text())
-    measured = list(result["perplexity"].values())
-    assert len(shown) == len(measured)
-    for ours, theirs in zip(shown.values(), measured, strict=True):
+    for ours, theirs in zip(shown.values(), measured("long_context"), strict=True):
         assert ours == pytest.approx(theirs, abs=0.006)
+
+
+def test_chapter_11_quotes_what_int8_costs():
+    cells = nbformat.read(build.NOTEBOOKS / "11_int8.ipynb", as_version=4).cells
+    (text,) = [cell.source for cell in cells if "benchmarks/int8_perplexity.py" in cell.source]
+    wide, *small = measured("int8_perplexity")
+    assert re.findall(r"\*\*([\d.]+)\*\*", text) == [f"{value:.3f}" for value in (wide, *small)]
+    assert re.findall(r"\((.+%)\)", text) == [f"{value / wide - 1:+.2%}" for value in small]

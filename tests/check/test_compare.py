@@ -46,3 +46,11 @@ def test_run_says_which_case_and_never_raises(capsys):
     assert "for two, values differ: 2 instead of 3" in capsys.readouterr().out
     assert not run("plus", lambda x: 1 / 0, cases)
     assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_a_notebook_shows_the_sentence_alone():
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shown = InteractiveShell.instance().display_formatter.format
+    verdict = run("plus", lambda x: x + 1, [("one", (1,), 2)])
+    assert shown(verdict) == ({}, {}) and shown(int(verdict)) != ({}, {})

@@ -38,6 +38,31 @@ def hf_smollm2(smollm2_path):
 
 
 @pytest.fixture(scope="session")
+def greedy():
+    """Return a function: the likeliest tokens after a prompt, by our model and by the reference."""
+    import torch
+
+    from llama_nb.session import Session
+
+    def both(model, reference, ids, count):
+        session = Session(model, len(ids) + count)
+        ours = [int(token[0]) for token in session.tokens(session.feed([ids]), count)]
+        prompt = torch.tensor([ids])
+        theirs = reference.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            min_new_tokens=count,
+            max_new_tokens=count,
+            eos_token_id=None,
+            pad_token_id=2,
+        )
+        return ours, theirs[0, len(ids) :].tolist()
+
+    return both
+
+
+@pytest.fixture(scope="session")
 def meta():
     """Meta's model code on one process: returns a function from sizes to a random Transformer."""
     torch = pytest.importorskip("torch", reason="the reference needs torch")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from llama_nb import presets
 from llama_nb.checkpoint import load_params, open_checkpoint
@@ -150,11 +151,8 @@ def test_int8_in_transformers(transformers, tmp_path, name, dtype):
         if scales is not None:
             outputs = entry.shape[values.ndim - entry.outputs :] if entry.outputs else (-1, 1)
             values = values * scales.reshape(outputs)
-        node = params
-        for key in entry.path[:-1]:
-            node = node.setdefault(key, {})
-        node[entry.path[-1]] = jnp.asarray(values)
-    expected = with_params(checkpoint.config, params)(jnp.asarray(IDS))
+        params[entry.path] = jnp.asarray(values)
+    expected = with_params(checkpoint.config, unflatten_dict(params))(jnp.asarray(IDS))
     got = logits_of(theirs(transformers, folder))
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
@@ -169,11 +167,8 @@ def exported(request, smollm2_path, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_real_model_says_the_same(transformers, exported, smollm2):
-    import torch
-
+def test_the_real_model_says_the_same(transformers, exported, smollm2, greedy):
     from llama_nb.chat import encode_chat
-    from llama_nb.session import Session
 
     reference = theirs(transformers, exported)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(exported), local_files_only=True)
@@ -181,23 +176,12 @@ def test_the_real_model_says_the_same(transformers, exported, smollm2):
     model = smollm2.model if "float32" in str(exported) else ours(exported)
     for question in ("What is the capital of France?", "Write a haiku about the sea."):
         messages = [{"role": "user", "content": question}]
-        prompt = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_tensors="pt", return_dict=False
+        ids = encode_chat(smollm2.tokenizer, messages)
+        assert ids == tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False
         )
-        assert prompt[0].tolist() == encode_chat(smollm2.tokenizer, messages)
-        with torch.no_grad():
-            done = reference.generate(
-                prompt,
-                attention_mask=torch.ones_like(prompt),
-                do_sample=False,
-                min_new_tokens=32,
-                max_new_tokens=32,
-                eos_token_id=None,
-            )
-        expected = done[0, prompt.shape[1] :].tolist()
-        session = Session(model, prompt.shape[1] + 32)
-        got = [int(token[0]) for token in session.tokens(session.feed(prompt.tolist()), 32)]
-        assert tokenizer.decode(got) == tokenizer.decode(expected)
+        got, expected = greedy(model, reference, ids, 32)
+        assert got == expected
 
 
 @pytest.mark.slow

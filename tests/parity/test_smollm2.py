@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from llama_nb import chat
-from llama_nb.session import Session
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -55,25 +54,10 @@ def test_logits(smollm2, hf_smollm2, text):
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_sixty_four_greedy_tokens(smollm2, hf_smollm2, question):
-    import torch
-
-    messages = [{"role": "user", "content": question}]
-    ids = chat.encode_chat(smollm2.tokenizer, messages)
-    prompt = torch.tensor([ids])
-    with torch.no_grad():
-        expected = hf_smollm2.model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            do_sample=False,
-            min_new_tokens=64,
-            max_new_tokens=64,
-            eos_token_id=None,
-            pad_token_id=2,
-        )[0, len(ids) :].tolist()
-    session = Session(smollm2.model, len(ids) + 64)
-    got = [int(token[0]) for token in session.tokens(session.feed([ids]), 64)]
-    assert got == expected
+def test_sixty_four_greedy_tokens(smollm2, hf_smollm2, greedy, question):
+    ids = chat.encode_chat(smollm2.tokenizer, [{"role": "user", "content": question}])
+    ours, theirs = greedy(smollm2.model, hf_smollm2.model, ids, 64)
+    assert ours == theirs
 
 
 def test_it_knows_paris(smollm2):
