@@ -13,7 +13,7 @@ RESULTS = Path(__file__).parent / "results"
 def describe() -> dict[str, Any]:
     """Return what a reader needs to judge a number: processor, cores, memory, versions."""
     versions = {}
-    for package in ("jax", "flax", "numpy", "torch", "transformers"):
+    for package in ("jax", "flax", "libtpu", "numpy", "torch", "transformers"):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

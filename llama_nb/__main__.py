@@ -74,6 +74,18 @@ def _parser() -> argparse.ArgumentParser:
     download.add_argument("--to", metavar="DIR", help="default: the Hub's own cache")
     download.add_argument("--revision", metavar="R", help="a branch, tag or commit")
     download.add_argument("--original", action="store_true", help="Meta's own files instead")
+
+    compile_ = commands.add_parser("compile", help="compile a step for a TPU slice, without a TPU")
+    compile_.set_defaults(run=_compile)
+    compile_.add_argument("--model", required=True, metavar="NAME|DIR", help="such as llama3.1-70b")
+    compile_.add_argument("--topology", required=True, metavar="T", help="such as v5e:4x4")
+    compile_.add_argument("--phase", default="decode", help="decode (default), prefill or train")
+    compile_.add_argument("--batch", type=int, default=8, metavar="B", help="sequences: 8")
+    compile_.add_argument("--context", type=int, default=2048, metavar="S", help="tokens: 2048")
+    compile_.add_argument("--quant", choices=["int8"], help="of weights and cache")
+    compile_.add_argument("--strategy", metavar="S", help="dp, tp, 2d, fsdp, fsdp_tp")
+    compile_.add_argument("--hlo", metavar="FILE", help="write the compiled program's text here")
+    compile_.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
@@ -190,6 +202,37 @@ def _bytes(config: "LlamaConfig", quant: str | None) -> list[tuple[str, str]]:
         ("bytes in int8", f"{int8_bytes(config):,} (norms and scales in float32)"),
         ("KV cache, int8", f"{cache // 2 + scales:,} bytes per token"),
     ]
+
+
+def _compile(options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from llama_nb import aot, presets
+
+    if Path(options.model).is_dir():
+        from llama_nb.checkpoint import open_checkpoint
+
+        config = open_checkpoint(options.model).config
+    else:
+        config = presets.get(options.model)
+    file = Path(options.hlo) if options.hlo else None
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise InputError(f"--hlo {file}: there is no such folder, or it is no file's name.")
+    report, text = aot.compile_for(
+        options.topology,
+        config,
+        phase=options.phase,
+        batch=options.batch,
+        context=options.context,
+        quant=options.quant,
+        strategy=options.strategy,
+    )
+    if file is not None:
+        file.write_text(text, encoding="utf-8")
+    if options.json:
+        print(json.dumps({"model": options.model, **dataclasses.asdict(report)}))
+    else:
+        print(aot.describe(options.model, report))
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from llama_nb.config import LlamaConfig
 if TYPE_CHECKING:
     from llama_nb.sharding import Layout
 
-_AXES = ("cache_batch", "kv_heads", "slots", "head_dim")  # the logical axes of (B, K, S, H)
+AXES = ("cache_batch", "kv_heads", "slots", "head_dim")  # the logical axes of (B, K, S, H)
 
 
 @jax.tree_util.register_dataclass
@@ -65,7 +65,7 @@ class KVCache:
             zeros = (jnp.zeros(shape, dtype) for _ in range(config.num_layers))
             if layout is None:
                 return tuple(zeros)
-            return tuple(layout.place(array, *_AXES[: len(shape)]) for array in zeros)
+            return tuple(layout.place(array, *AXES[: len(shape)]) for array in zeros)
 
         int8 = jnp.dtype(dtype) == jnp.int8
         return cls(

@@ -6,6 +6,7 @@ every figure, so that the text on it reads in dark pages too.
 
 import base64
 import io
+import math
 import re
 from typing import Any
 
@@ -104,6 +105,62 @@ def bars(ax: Any, names: list[str], values: Any, *, unit: str, format: str = "{:
     ax.grid(axis="y", visible=False)
 
 
+def ink(colour: str) -> str:
+    """Return black or white, whichever reads better on a colour."""
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return "white" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.18 else BLACK
+
+
+def layout(ax: Any, shape: tuple[int, ...], sharding: Any) -> None:
+    """Draw a matrix as devices hold it: one rectangle per part, and on it who has it.
+
+    A part that one device holds is filled with its colour; one that several hold is grey, with a
+    label for each.
+
+    Parameters
+    ----------
+    ax
+        Matplotlib axes; rows go down.
+    shape
+        Of the array: rows, columns, and further dimensions, which aren't drawn.
+    sharding
+        A `jax.sharding.Sharding`.
+    """
+    holders: dict[tuple[int, int, int, int], list[int]] = {}
+    for device_, index in sharding.devices_indices_map(shape).items():
+        (top, bottom, _), (left, right, _) = (
+            part.indices(size) for part, size in zip(index[:2], shape[:2], strict=True)
+        )
+        holders.setdefault((left, right, top, bottom), []).append(device_.id)
+    box = ax.get_window_extent()
+    for (left, right, top, bottom), ids in holders.items():
+        width, height = right - left, bottom - top
+        tall = (box.height * height / shape[0]) / (box.width * width / shape[1])
+        rows = min(
+            (n for n in range(1, len(ids) + 1) if len(ids) % n == 0),
+            key=lambda n: abs(math.log(n * n / (len(ids) * tall))),
+        )
+        columns = len(ids) // rows
+        fill = device(ids[0]) if len(ids) == 1 else "#E4E4E4"
+        ax.add_patch(_rectangle((left, top), width, height, facecolor=fill))
+        for place, id_ in enumerate(sorted(ids)):
+            row, column = divmod(place, columns)
+            where = left + (column + 0.5) * width / columns, top + (row + 0.5) * height / rows
+            options = {"ha": "center", "va": "center", "fontsize": 8}
+            if len(ids) > 1:
+                options["bbox"] = {"boxstyle": "round,pad=0.25", "fc": device(id_), "ec": "none"}
+            ax.text(*where, id_, color=ink(device(id_)), **options)
+    ax.set(xlim=(0, shape[1]), ylim=(shape[0], 0), xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+    ax.grid(False)
+
+
+def _rectangle(*place: Any, **options: Any) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(*place, edgecolor="white", linewidth=1.5, **options)
+
+
 _SYMBOLS = {
     "minus": "−",
     "fast-backward": "⏮",
@@ -140,6 +197,10 @@ def player(animation: Any, *, alt: str, fps: float = 2.0, dpi: int = 80) -> str:
         page = animation.to_jshtml(fps=fps, default_mode="once")
     plt.close(animation._fig)
     page = re.sub(r"<link[^>]*>", "", page)
+    # On a phone the slider and the buttons would be wider than the page, and so the picture.
+    page = page.replace("width: 374px;", "width: 374px; max-width: 100%;")
+    page = page.replace("width: 36px;", "width: min(36px, 9.5%);")
+    page = page.replace("inline-block;", "inline-block; max-width: 100%;")
     for icon, symbol in _SYMBOLS.items():
         page = page.replace(f'<i class="fa fa-{icon}"></i>', symbol)
     frames = re.findall(r'"data:image/png;base64,([^"]*)"', page)

@@ -1,5 +1,6 @@
 """The Llama itself: a Flax NNX module tree over the functions of `layers`."""
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +168,7 @@ class Llama(nnx.Module):
         positions: jax.Array | None = None,
         fresh: bool = False,
         tp_axis: str | tuple[str, ...] | None = None,
+        remat: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
         """Run the blocks and the last norm.
 
@@ -184,6 +186,9 @@ class Llama(nnx.Module):
         tp_axis
             Inside `jax.shard_map`: the mesh axes that split heads, features and vocabulary.
             Partial sums are added over them twice a layer, and once for the embedding.
+        remat
+            Without a cache: keep only the stream between the layers for the backward pass, and
+            compute the rest again.
 
         Returns
         -------
@@ -213,10 +218,13 @@ class Llama(nnx.Module):
                 if cache is not None:
                     cache = cache.write(index, k, v)
                 if attend_self:
-                    return layers.causal_attention(q, k, v, mask, block=max(128, T // 8))
+                    # Eight blocks skip nearly half of the work, and take long to differentiate.
+                    block = T if remat else max(128, T // 8)
+                    return layers.causal_attention(q, k, v, mask, block)
                 return layers.attention(q, *cache.read(index), mask, *cache.scales(index))
 
-            x = block(x, cos, sin, attend, join)
+            run = functools.partial(block, cos=cos, sin=sin, attend=attend, join=join)
+            x = (jax.checkpoint(run) if remat else run)(x)
         return layers.rms_norm(x, compat.value(self.norm), self.config.norm_eps), cache
 
     def embedded(

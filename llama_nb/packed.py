@@ -31,7 +31,7 @@ class Packed:
         XLA's CPU backend would otherwise widen, all of them, at every use.
     scale
         For int8: float32, one per output: the output axes of a projection, (V, 1) of an embedding
-        or head, so that `values * scale` broadcasts. For uint16: None.
+        or head, so that `values * scale` broadcasts. Otherwise None.
     """
 
     values: jax.Array
@@ -83,7 +83,7 @@ def to_int8(
 
 def widen(values: jax.Array, dtype: Any) -> jax.Array:
     """Return int8 values, or bfloat16 bits, as numbers of a float dtype."""
-    if values.dtype == jnp.int8:
+    if values.dtype != jnp.uint16:
         return values.astype(dtype)
     if dtype == jnp.float32:
         # bfloat16 is the upper half of float32: a shift, which CPUs do eight at a time.

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,13 +60,13 @@ _A100 = (
 # Peaks without sparsity; NVIDIA's pages of the Hopper chips give twice that, "with sparsity". The
 # GPUs are the SXM modules. v7x's page names an FP8 peak (4,614 TFLOP/s), and none for int8; v5p's
 # int8 peak is that of JAX's "How to Scale Your Model" (jax-ml.github.io/scaling-book/tpus), for its
-# page has none. Capacities of v5p, v6e and v7x are those of v7x's page, which has all three in GiB.
-# v5e's and NVIDIA's are read as printed, in GB; JAX counts 17.2e9 bytes on v5e (Pallas `tpu_info`).
+# page has none. Capacities of TPUs are in GiB, as v7x's page has those of v5p, v6e and v7x; the
+# compiler lets a program use 15.75 GiB of v5e's 16. NVIDIA's are read as printed, in GB.
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
         Chip("TPU v4", 275e12, 1200e9, 32 * 2**30, _TPU + "v4", int8=275e12),
-        Chip("TPU v5e", 197e12, 819e9, 16e9, _TPU + "v5e", int8=393e12),
+        Chip("TPU v5e", 197e12, 819e9, 16 * 2**30, _TPU + "v5e", int8=393e12),
         Chip("TPU v5p", 459e12, 2765e9, 95 * 2**30, _TPU + "v5p", int8=918e12),
         Chip("TPU v6e", 918e12, 1638e9, 32 * 2**30, _TPU + "v6e", int8=1836e12),
         Chip("TPU v7x", 2307e12, 7380e9, 192 * 2**30, _TPU + "tpu7x"),
@@ -284,6 +285,24 @@ def floor(config: LlamaConfig, step: Step, chip: Chip, chips: int = 1) -> Floor:
     )
 
 
+def train_floor(config: LlamaConfig, batch: int, context: int, chip: Chip, chips: int = 1) -> Floor:
+    """Return the least time of a training step of AdamW on `chips` chips that split all evenly.
+
+    The backward pass costs twice the forward one: a product with respect to each of its factors.
+    The update reads and writes weights and both moments, float32 each.
+    """
+    forward = total(ops(config, prefill(batch, context))).flops
+    # Training wants the logits of every position, not only of the last.
+    forward += 2 * batch * (context - 1) * config.embed_dim * config.vocab_size
+    held = 12 * config.param_count() / chips
+    return Floor(
+        compute=3 * forward / chips / chip.flops,
+        memory=2 * held / chip.bandwidth,
+        held=held,
+        fits=held <= chip.capacity,
+    )
+
+
 def measure(repeats: int = 5) -> Chip:
     """Measure the device that JAX uses: how fast it reads memory, and multiplies matrices.
 
@@ -295,9 +314,9 @@ def measure(repeats: int = 5) -> Chip:
     dtype, rows, side = (jnp.float32, 2**16, 2048) if cpu else (jnp.bfloat16, 2**18, 8192)
     product = jax.jit(lambda a, b: a @ b)
     tall, vector = jnp.ones((rows, 1024), dtype), jnp.ones((1024,), dtype)
-    bandwidth = tall.nbytes / _best(lambda: product(tall, vector), repeats)
+    bandwidth = tall.nbytes / best_seconds(lambda: product(tall, vector), repeats + 1)
     square = jnp.ones((side, side), dtype)
-    flops = 2 * side**3 / _best(lambda: product(square, square), repeats)
+    flops = 2 * side**3 / best_seconds(lambda: product(square, square), repeats + 1)
     return Chip(
         name="this machine",
         flops=flops,
@@ -307,12 +326,15 @@ def measure(repeats: int = 5) -> Chip:
     )
 
 
-def _best(call: Callable[[], jax.Array], repeats: int) -> float:
-    call().block_until_ready()  # compile
+def best_seconds(call: Callable[[], Any], repeats: int = 6) -> float:
+    """Return the least time that a call takes until its arrays are there.
+
+    The first of the calls may compile: with two or more, that does not count.
+    """
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        call().block_until_ready()
+        jax.block_until_ready(call())
         seconds.append(time.perf_counter() - start)
     return min(seconds)
 

@@ -83,7 +83,8 @@ def extend(
     Parameters
     ----------
     cache
-        As `KVCache.create` makes it; KV heads are split over `model`, sequences over `data`.
+        As `KVCache.create` makes it; KV heads are split over `model`, sequences over `data`. Over
+        `spare` it is whole (`pod` splits it there, too).
     tokens
         Shape (B, T).
 

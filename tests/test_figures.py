@@ -33,3 +33,26 @@ def test_player_shows_the_last_frame_without_scripts(page):
     assert len(frames) == 3
     assert still == frames[-1] != frames[0]
     assert 'value="once"' in page and re.search(r'value="once"[^>]*checked', page)
+
+
+def test_layout_draws_each_part_once_and_names_all_its_devices():
+    import matplotlib
+
+    matplotlib.use("agg")
+    import jax
+    import matplotlib.pyplot as plt
+    from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+    devices = jax.devices()[:8]
+    mesh = jax.make_mesh((2, 4), ("data", "model"), (AxisType.Auto,) * 2, devices=devices)
+    for spec, parts in (((None, None), 1), (("data", None), 2), (("model", "data"), 8)):
+        figure, ax = plt.subplots()
+        figures.layout(ax, (8, 16), NamedSharding(mesh, PartitionSpec(*spec)))
+        assert len(ax.patches) == parts
+        assert sorted(int(text.get_text()) for text in ax.texts) == list(range(8))
+        plt.close(figure)
+
+
+def test_ink_is_readable_on_every_device():
+    assert figures.ink(figures.YELLOW) == figures.BLACK
+    assert figures.ink(figures.BLACK) == "white" == figures.ink(figures.BLUE)

@@ -139,7 +139,8 @@ def test_floor_of_the_first_published_step():
 def test_floor_changes_with_its_parts():
     config, chip = presets.get("llama3.1-8b"), CHIPS["TPU v5e"]
     one = floor(config, decode(1, 128), chip)
-    assert not one.fits and floor(config, decode(1, 128, weights=1), chip).fits
+    assert one.fits and not floor(config, decode(1, 16_384), chip).fits
+    assert floor(config, decode(1, 16_384, weights=1), chip).fits
     assert floor(config, decode(1, 128), chip, chips=4).seconds == pytest.approx(one.seconds / 4)
     long = floor(config, prefill(8, 2048), chip)
     assert long.compute > long.memory

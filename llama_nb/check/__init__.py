@@ -6,6 +6,7 @@ Each prints one sentence, and returns whether the function is right, so that
 
 from llama_nb.check.attention import grouped_attention, merge_softmax, window_mask
 from llama_nb.check.caching import bucket, cache_view, left_pad
+from llama_nb.check.compiling import deeper, finish, talk
 from llama_nb.check.data_parallel import accumulate, exposed_seconds, pad_rows, token_mean
 from llama_nb.check.fsdp import best_mesh, microbatches, zero_bytes
 from llama_nb.check.int8 import (
@@ -16,6 +17,7 @@ from llama_nb.check.int8 import (
 )
 from llama_nb.check.meshes import bytes_per_device, ring_all_gather, scattered_product
 from llama_nb.check.model import greedy, param_count, residual_block
+from llama_nb.check.pods import best_offer, side_by_side, smallest_slice
 from llama_nb.check.rmsnorm import centre_outputs, fold_gain, rms_norm_of_parts
 from llama_nb.check.rooflines import decode_floor, largest_batch, product_intensity
 from llama_nb.check.rope import slower_theta, to_neighbours, unfinished_pairs
@@ -29,6 +31,7 @@ from llama_nb.check.weights import find_tensor, piece_slices, to_halves
 __all__ = [
     "accumulate",
     "best_mesh",
+    "best_offer",
     "bucket",
     "bytes_per_device",
     "bytes_per_token",
@@ -36,9 +39,11 @@ __all__ = [
     "cache_view",
     "centre_outputs",
     "decode_floor",
+    "deeper",
     "exposed_seconds",
     "ffn_dim",
     "find_tensor",
+    "finish",
     "fold_gain",
     "greedy",
     "grouped_attention",
@@ -61,11 +66,14 @@ __all__ = [
     "rms_norm_of_parts",
     "scattered_product",
     "score_share",
+    "side_by_side",
     "slower_theta",
+    "smallest_slice",
     "split_argmax",
     "split_loss",
     "stream_text",
     "swiglu_gradient",
+    "talk",
     "talk_bytes",
     "to_halves",
     "to_neighbours",

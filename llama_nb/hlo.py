@@ -1,0 +1,188 @@
+"""Reading a compiled TPU program: what it does, in which order, and how long that should take.
+
+The TPU compiler schedules a program before it runs and writes its own estimate, in cycles, beside
+every operation. Adding them up needs no TPU.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+
+# Bits per number.
+_BITS = {
+    "pred": 8,
+    **dict.fromkeys(("s4", "u4"), 4),
+    **dict.fromkeys(("s8", "u8", "f8e4m3fn", "f8e5m2"), 8),
+    **dict.fromkeys(("s16", "u16", "f16", "bf16"), 16),
+    **dict.fromkeys(("s32", "u32", "f32"), 32),
+    **dict.fromkeys(("s64", "u64", "f64"), 64),
+}
+_SHAPE = re.compile(r"\b([a-z]+[0-9]*(?:e[0-9]m[0-9][a-z]*)?)\[([0-9,]*)\]")
+_COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%([\w.\-]+) = (.*)$")
+_OPCODE = re.compile(r"(?:^|[\s)}\]])([a-z][a-z0-9\-]*)\(")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One operation of a computation.
+
+    Attributes
+    ----------
+    name, opcode
+        Such as "fusion.12" and "fusion".
+    result
+        The text of its result's shape.
+    text
+        All that follows the `=`.
+    """
+
+    name: str
+    opcode: str
+    result: str
+    text: str
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate; 0 where it gives none."""
+        found = re.search(r'"estimated_cycles":"?(\d+)', self.text)
+        return int(found.group(1)) if found else 0
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether it is a Pallas kernel, for which the compiler has no estimate."""
+        return self.opcode == "custom-call" and 'target="tpu_custom_call"' in self.text
+
+    @property
+    def collective(self) -> str | None:
+        """Its kind, where devices talk; the start of an asynchronous one counts, its end not."""
+        kind = self.opcode.removesuffix("-start")
+        return kind if kind in COLLECTIVES else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """What one step of a program costs on one device, as its compiler sees it.
+
+    Attributes
+    ----------
+    cycles
+        Of everything but Pallas kernels.
+    kernels, kernel_bytes
+        Pallas kernels that run, and the bytes of their operands and results: each is charged the
+        time of moving them once.
+    collectives, collective_bytes
+        How often devices talk, and the bytes of the results, by kind.
+    unbounded
+        Loops whose trip count the compiler doesn't know, counted as one round.
+    """
+
+    cycles: int
+    kernels: int
+    kernel_bytes: int
+    collectives: dict[str, int]
+    collective_bytes: dict[str, int]
+    unbounded: int
+
+    def seconds(self, clock: float, bandwidth: float) -> float:
+        """Return the time at a clock (cycles/s), kernels at a memory bandwidth (bytes/s)."""
+        return self.cycles / clock + self.kernel_bytes / bandwidth
+
+
+def shape_bytes(text: str) -> int:
+    """Return the bytes of all arrays whose shapes a text names: 16 for "bf16[2,4]{1,0}"."""
+    bits = sum(
+        _BITS.get(dtype, 0) * math.prod(int(size) for size in sizes.split(",") if size)
+        for dtype, sizes in _SHAPE.findall(text)
+    )
+    return bits // 8
+
+
+def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """Return every computation's instructions, and the name of the one that is entered.
+
+    Parameters
+    ----------
+    text
+        `compiled.as_text()`.
+
+    Raises
+    ------
+    ValueError
+        For a text that is no HLO module.
+    """
+    computations: dict[str, list[Instruction]] = {}
+    entry = current = None
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            current = computations[header.group(2)] = []
+            entry = header.group(2) if header.group(1) else entry
+        elif current is not None and (found := _INSTRUCTION.match(line)):
+            name, rest = found.groups()
+            if opcode := _OPCODE.search(" " + rest):
+                result = rest[: rest.find(opcode.group(1) + "(")]
+                current.append(Instruction(name, opcode.group(1), result, rest))
+    if entry is None:
+        raise ValueError("this is no HLO module: it has no ENTRY computation.")
+    return computations, entry
+
+
+def executed(text: str) -> Iterator[tuple[Instruction, int, dict[str, str]]]:
+    """Yield what one step executes: each instruction, how often, and its neighbours' results."""
+    computations, entry = parse(text)
+
+    def walk(name: str, times: int) -> Iterator[tuple[Instruction, int, dict[str, str]]]:
+        results = {instruction.name: instruction.result for instruction in computations[name]}
+        for instruction in computations[name]:
+            yield instruction, times, results
+            if instruction.opcode == "while":
+                (body,) = re.findall(r"body=%([\w.\-]+)", instruction.text)
+                yield from walk(body, times * (trip_count(instruction) or 1))
+            elif instruction.opcode in ("call", "conditional"):
+                callees = r"(?:to_apply|true_computation|false_computation)=%([\w.\-]+)"
+                for callee in re.findall(callees, instruction.text):
+                    if callee in computations:
+                        yield from walk(callee, times)
+
+    return walk(entry, 1)
+
+
+def trip_count(loop: Instruction) -> int | None:
+    """Return how often a `while` runs, where the compiler knows."""
+    found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
+    return int(found.group(1)) if found else None
+
+
+def schedule(text: str) -> Schedule:
+    """Return what a compiled module executes, with the compiler's own estimates."""
+    cycles = kernels = kernel_bytes = unbounded = 0
+    counts, sizes = collections.Counter(), collections.Counter()
+    for instruction, times, results in executed(text):
+        cycles += times * instruction.cycles
+        if kind := instruction.collective:
+            counts[kind] += times
+            sizes[kind] += times * shape_bytes(instruction.result)
+        if instruction.is_kernel:
+            kernels += times
+            kernel_bytes += times * (
+                _operand_bytes(instruction, results) + shape_bytes(instruction.result)
+            )
+        unbounded += instruction.opcode == "while" and trip_count(instruction) is None
+    return Schedule(cycles, kernels, kernel_bytes, dict(counts), dict(sizes), unbounded)
+
+
+def _operand_bytes(kernel: Instruction, results: dict[str, str]) -> int:
+    shapes = re.search(r"operand_layout_constraints=\{(.*?)\}(?:, \w+=|$)", kernel.text)
+    if shapes:
+        return shape_bytes(shapes.group(1))
+    return sum(shape_bytes(results.get(n, "")) for n in re.findall(r"%([\w.\-]+)", kernel.text))

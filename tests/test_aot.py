@@ -1,0 +1,165 @@
+"""Small programs compiled by the real TPU compiler, where it is installed."""
+
+import dataclasses
+import json
+import re
+import sys
+
+import jax.numpy as jnp
+import pytest
+
+from llama_nb import aot, hlo, presets, roofline, sharding, topology
+from llama_nb.__main__ import main
+from llama_nb.errors import InputError
+
+try:
+    import libtpu  # noqa: F401
+except ImportError:
+    MISSING = "libtpu, the TPU compiler, is not installed"
+else:
+    MISSING = ""
+compiles = pytest.mark.skipif(bool(MISSING), reason=MISSING or "libtpu is here")
+
+SMALL = dataclasses.replace(presets.get("llama3.1-8b"), num_layers=2)
+
+
+@compiles
+@pytest.mark.parametrize("name", ["v5e:4x4", "v6e:2x4", "v5p:2x2x1", "tpu7x:2x2x1"])
+def test_decode_for_a_slice(name):
+    try:
+        where = topology.get(name)
+    except InputError as error:
+        pytest.skip(f"this libtpu is older than {name}: {error}")
+    report, text = aot.compile_for(name, SMALL, quant="int8")
+    assert report.chips == where.chips and report.fits
+    # Every matrix is split over all chips, so is the cache; norms are whole, and so are scales of
+    # rows: small.
+    weights = SMALL.param_count() / report.chips
+    assert weights < report.weight_bytes < 1.03 * weights
+    cache = 8 * 2048 * SMALL.cache_bytes_per_token(1) / report.chips
+    assert cache < report.cache_bytes < 1.05 * cache
+    given = report.weight_bytes + report.cache_bytes
+    assert given <= report.argument_bytes < 1.02 * given + 10**6
+    # Two sums a layer, one for the embedding, two to find the likeliest; no weight is gathered.
+    assert report.collectives["all-reduce"] == 2 * SMALL.num_layers + 3
+    assert report.collective_bytes.get("all-gather", 0) < 10**6
+    slower = max(report.roofline_ms, report.estimated_step_ms)
+    assert 0.7 * report.roofline_ms < report.estimated_step_ms
+    assert report.tokens_per_s == pytest.approx(8e3 / slower, rel=1e-3)
+    step = roofline.decode(8, 2048, weights=1, cache=1)
+    floor = roofline.floor(SMALL, step, where.device, len(where.devices))
+    assert report.roofline_ms == pytest.approx(floor.seconds * 1e3, abs=1e-4)
+    assert hlo.schedule(text).collectives == report.collectives
+
+
+@compiles
+@pytest.mark.slow
+def test_deeper_models_cost_the_same_per_layer():
+    """What is said of a prefill's 4 layers from 1 and 2 is what compiling all 4 says."""
+    config = dataclasses.replace(presets.get("llama3.2-1b"), num_layers=4)
+    extended, _ = aot.compile_for("v5e:2x2", config, phase="prefill", batch=1, context=512)
+    assert extended.layers_compiled == [1, 2]
+    layout = sharding.layout(config, aot.mesh(topology.get("v5e:2x2"), "tp"), "tp")
+    cost, _ = aot._cost(aot._prefill(config, layout, 1, 512, None), topology.get("v5e:2x2"))
+    assert extended.argument_bytes == pytest.approx(cost.arguments, rel=1e-3)
+    assert extended.collectives == cost.collectives
+    assert extended.estimated_step_ms == pytest.approx(cost.cycles / 1.5e6, rel=0.03)
+
+
+@compiles
+@pytest.mark.slow
+def test_training_gathers_weights_and_scatters_gradients():
+    config = dataclasses.replace(presets.get("llama3.2-1b"), num_layers=2, vocab_size=16_384)
+    report, _ = aot.compile_for("v5e:2x2", config, phase="train", batch=4, context=256)
+    assert report.fits and report.strategy == "fsdp" and report.bound in ("memory", "compute")
+    assert report.weight_bytes == pytest.approx(4 * config.param_count() / 4, rel=1e-3)
+    assert report.state_bytes == pytest.approx(2 * report.weight_bytes, rel=1e-3)
+    assert report.collectives
+
+
+@compiles
+def test_what_does_not_fit_says_so():
+    config = presets.get("llama3.1-8b")
+    report, text = aot.compile_for("v5e:1x1", config, batch=4, context=8192)
+    assert not report.fits and text == ""
+    assert report.argument_bytes > report.hbm_bytes == int(15.75 * 2**30)
+    assert report.estimated_step_ms is None and report.temp_bytes is None
+    assert "DOES NOT FIT" in aot.describe("llama3.1-8b", report)
+
+
+@compiles
+def test_command_line(capsys, tmp_path):
+    command = ["compile", "--model", "llama3.2-1b", "--topology", "v5e:1x1", "--batch", "1"]
+    file = tmp_path / "step.hlo"
+    assert main([*command, "--quant", "int8", "--json", "--hlo", str(file)]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert {
+        "argument_bytes",
+        "temp_bytes",
+        "fits",
+        "hbm_bytes",
+        "collectives",
+        "estimated_step_ms",
+        "roofline_ms",
+        "tokens_per_s",
+        "compile_s",
+    } <= set(row)
+    assert row["fits"] is True and row["collectives"] == {}
+    assert hlo.schedule(file.read_text()).cycles > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--topology v9z:4x4", r"no TPU topology 'v9z:4x4'; known: .*v5e:\{1x1,2x2"),
+        ("--topology v5e", "no TPU topology 'v5e'; known"),
+        ("--topology v5e:4x4 --phase dream", "phase 'dream' is unknown; known: decode, prefill"),
+        ("--topology v5e:4x4 --batch 0", "a batch of 0 and a context of 2048"),
+        ("--topology v5e:4x4 --context 999999", "at most this model's 131072"),
+        ("--topology v5e:4x4 --hlo /nowhere/at/all", "no such folder"),
+    ],
+)
+def test_what_is_refused(capsys, options, message):
+    assert main(["compile", "--model", "llama3.1-8b", *options.split()]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--topology v5e:3x3", "refuses 'v5e:3x3'.*known"),
+        ("--topology v5e:4x4 --strategy magic", "strategy 'magic' is unknown"),
+        ("--topology v5e:4x4 --strategy dp", "8 sequences of the batch can't be split into 16"),
+        ("--topology v5e:8x8", "32 query heads can't be split into 64 equal parts"),
+        ("--topology v5e:2x4 --phase train --quant int8", "leave --quant out"),
+    ],
+)
+def test_what_does_not_divide_is_refused(capsys, options, message):
+    assert main(["compile", "--model", "llama3.1-8b", *options.split()]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_without_the_compiler(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "libtpu", None)
+    assert main(["compile", "--model", "llama3.1-8b", "--topology", "v5e:4x4"]) == 2
+    assert "pip install 'llama_nb[pod]'" in capsys.readouterr().err
+
+
+def test_kinds_agree_with_their_makers():
+    """A chip's clock times what its matrix units do in a cycle is its peak."""
+    units = {"v4": (8, 128), "v5e": (4, 128), "v5p": (8, 128), "v6e": (4, 256), "tpu7x": (8, 256)}
+    for name, (count, side) in units.items():
+        kind = topology.KINDS[name]
+        chip = roofline.CHIPS[kind.chip]
+        assert 2 * count * side**2 * kind.clock == pytest.approx(chip.flops, rel=0.01)
+        assert kind.usable * kind.devices <= 1.01 * chip.capacity
+
+
+def test_shapes_allocate_nothing():
+    config = presets.get("llama3.1-405b")
+    layout = sharding.layout(config, sharding.make_mesh((1, 8)), "tp")
+    shapes = aot.param_shapes(config, layout, "int8", jnp.bfloat16)
+    gate = shapes["layers"][0]["mlp"]["gate_proj"]
+    assert gate.values.sharding.shard_shape(gate.values.shape) == (16_384, 53_248 // 8)
+    assert gate.scale.sharding.shard_shape(gate.scale.shape) == (53_248 // 8,)
