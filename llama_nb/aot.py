@@ -58,8 +58,8 @@ class Report:
         How often devices talk in a step, and the bytes of the results, by kind.
     estimated_step_ms
         The compiler's own schedule, added up: a model, not a measurement. None if it doesn't fit,
-        or if this jaxlib can't print the program. Below the roofline where the compiler takes bytes
-        fetched ahead for free.
+        or if this jaxlib can't print the program. Collectives and bytes fetched ahead carry no
+        estimate, so that it may lie below the roofline.
     roofline_ms, bound
         What no program can beat (`roofline.floor`), and by what.
     tokens_per_s
@@ -245,8 +245,9 @@ def describe(model: str, report: Report) -> str:
         [
             f"{model}, per device",
             *(f"  {name:<{width}}  {text}" for name, text in rows),
-            "The estimate adds up the compiler's own schedule; it is a model. For a public step of",
-            f"70B on v5e:4x4 it is {ratios} times what its authors measured.",
+            "The estimate adds up the compiler's own schedule: a model, in which collectives and what",
+            "is fetched ahead are free. Expect the longer of it and the roofline, or more. For a",
+            f"public step of 70B on v5e:4x4 it is {ratios} times what its authors measured.",
         ]
     )
 

@@ -39,3 +39,25 @@ def test_chapter_11_quotes_what_int8_costs():
     wide, *small = measured("int8_perplexity")
     assert re.findall(r"\*\*([\d.]+)\*\*", text) == [f"{value:.3f}" for value in (wide, *small)]
     assert re.findall(r"\((.+%)\)", text) == [f"{value / wide - 1:+.2%}" for value in small]
+
+
+def test_results_page_shows_the_pod_steps():
+    page = (build.ROOT / "book/results.md").read_text(encoding="utf-8")
+    cases = json.loads((build.ROOT / "benchmarks/results/pod_decode.json").read_text())["cases"]
+    assert len(cases) == 6
+    for case in cases:
+        row = (
+            f"| {case['batch']}, {case['context']:,} | {case['step_ms']:.2f} | "
+            f"{case['argument_gb']:.2f} GB | {case['floor_ms']:.2f} |"
+        )
+        assert row in page
+        if case["public_step_ms"]:
+            assert f"{row} {case['public_step_ms']} | {case['public_measured_ms']} |" in page
+
+
+def test_pod_steps_meet_what_was_asked_of_them():
+    cases = json.loads((build.ROOT / "benchmarks/results/pod_decode.json").read_text())["cases"]
+    best = {(8, 2048): 5.75, (8, 8192): 6.6, (16, 2048): 6.4, (64, 2048): 9.0}
+    found = {(c["batch"], c["context"]): c for c in cases if c["model"] == "llama3.1-70b"}
+    assert {size for size, case in found.items() if case["step_ms"] <= best[size]} == set(best)
+    assert found[8, 2048]["argument_gb"] <= 4.95
