@@ -18,7 +18,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llama_nb import cache as caches
-from llama_nb import hlo, pod, roofline, sharding, topology
+from llama_nb import compat, hlo, pod, roofline, sharding, topology
 from llama_nb.cache import KVCache
 from llama_nb.config import LlamaConfig
 from llama_nb.errors import InputError
@@ -245,9 +245,9 @@ def describe(model: str, report: Report) -> str:
         [
             f"{model}, per device",
             *(f"  {name:<{width}}  {text}" for name, text in rows),
-            "The estimate adds up the compiler's own schedule: a model, in which collectives and what",
-            "is fetched ahead are free. Expect the longer of it and the roofline, or more. For a",
-            f"public step of 70B on v5e:4x4 it is {ratios} times what its authors measured.",
+            "The estimate adds up the compiler's schedule: a model, in which collectives and what is",
+            "fetched ahead are free. Expect the longer of it and the roofline, or more. For a public",
+            f"step of 70B on v5e:4x4 it is {ratios} times what its authors measured.",
         ]
     )
 
@@ -422,7 +422,8 @@ _READABLE = {
 def _cost(program: Program, where: Topology) -> tuple[Cost, str]:
     lowered = program.function.lower(*program.arguments, **program.options)
     try:
-        compiled = lowered.compile(compiler_options=_READABLE if where.kind.sparse else None)
+        options = _READABLE if where.kind.sparse and compat.SPARSECORE_OPTIONS else None
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

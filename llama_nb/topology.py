@@ -1,12 +1,15 @@
 """TPU slices by name, as the TPU compiler knows them: no TPU needed, only `libtpu`."""
 
 import dataclasses
+import functools
+import math
 import os
 import re
 from typing import Any
 
 import jax
 
+from llama_nb import compat
 from llama_nb.devices import has_accelerator
 from llama_nb.errors import InputError
 from llama_nb.roofline import CHIPS, Chip
@@ -74,11 +77,14 @@ class Topology:
         Its generation.
     devices
         Objects that stand for the devices; programs are compiled for them, not run.
+    description
+        What JAX knows of the slice.
     """
 
     name: str
     kind: Kind
     devices: list[Any]
+    description: Any = dataclasses.field(repr=False)
 
     @property
     def chips(self) -> int:
@@ -98,6 +104,7 @@ class Topology:
         )
 
 
+@functools.cache
 def get(name: str) -> Topology:
     """Return a slice by name: "v5e:4x4" is sixteen v5e chips.
 
@@ -122,13 +129,17 @@ def get(name: str) -> Topology:
         ) from None
     from jax.experimental import topologies
 
+    compat.allow_compiling_for_descriptions()
+    # Slices of less than a host: older compilers want to hear so.
+    sizes = [int(size) for size in shape.split("x")]
+    small = {"chips_per_host_bounds": [*sizes, 1][:3]} if math.prod(sizes) < 4 else {}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **small)
     except jax.errors.JaxRuntimeError as error:
         raise InputError(
             f"the TPU compiler refuses {name!r} ({_first(error)}); {_known()}"
         ) from None
-    return Topology(name, KINDS[kind], list(devices))
+    return Topology(name, KINDS[kind], list(found.devices), found)
 
 
 def _first(error: Exception) -> str:

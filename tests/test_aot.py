@@ -141,6 +141,7 @@ def test_what_does_not_divide_is_refused(capsys, options, message):
 
 
 def test_without_the_compiler(capsys, monkeypatch):
+    topology.get.cache_clear()
     monkeypatch.setitem(sys.modules, "libtpu", None)
     assert main(["compile", "--model", "llama3.1-8b", "--topology", "v5e:4x4"]) == 2
     assert "pip install 'llama_nb[pod]'" in capsys.readouterr().err
