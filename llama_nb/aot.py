@@ -245,9 +245,9 @@ def describe(model: str, report: Report) -> str:
         [
             f"{model}, per device",
             *(f"  {name:<{width}}  {text}" for name, text in rows),
-            "The estimate adds up the compiler's schedule: a model, in which collectives and what is",
-            "fetched ahead are free. Expect the longer of it and the roofline, or more. For a public",
-            f"step of 70B on v5e:4x4 it is {ratios} times what its authors measured.",
+            "The estimate adds up the compiler's schedule: a model, in which collectives and",
+            "what is fetched ahead are free. Expect the longer of it and the roofline, or more.",
+            f"For a public 70B step on v5e:4x4 it is {ratios} times what its authors measured.",
         ]
     )
 
