@@ -61,3 +61,17 @@ def test_pod_steps_meet_what_was_asked_of_them():
     found = {(c["batch"], c["context"]): c for c in cases if c["model"] == "llama3.1-70b"}
     assert {size for size, case in found.items() if case["step_ms"] <= best[size]} == set(best)
     assert found[8, 2048]["argument_gb"] <= 4.95
+
+
+def test_the_atlas_is_whole():
+    path = build.ROOT / "benchmarks/results/atlas.json"
+    cases = json.loads(path.read_text())["cases"]
+    found = {(c["model"], c["topology"].split(":")[0], c["phase"]) for c in cases}
+    for model in ("llama3.2-1b", "llama3.1-8b", "llama3.1-70b", "llama3.1-405b"):
+        for kind in ("v5e", "v5p", "v6e", "tpu7x"):
+            assert {(model, kind, "decode"), (model, kind, "prefill")} <= found
+    assert ("llama3.1-8b", "v5e", "train") in found
+    asked = {(c["model"], c["topology"], c["context"], c["quant"]) for c in cases if c["fits"]}
+    assert ("llama3.1-8b", "v5e:1x1", 8192, "int8") in asked
+    assert ("llama3.1-8b", "v6e:1x1", 2048, None) in asked
+    assert ("llama3.1-405b", "v5e:8x8", 2048, "int8") in asked
