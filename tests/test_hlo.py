@@ -29,7 +29,8 @@ operand_layout_constraints={s8[4,256]{1,0}, bf16[4,256]{1,0}}, custom_call_has_s
   %loop = (s32[], bf16[8,128]) while(%t), condition=%condition, body=%body, \
 backend_config={"known_trip_count":{"n":"5"}}
   %forever = (s32[], bf16[8,128]) while(%t), condition=%condition, body=%body
-  ROOT %out = bf16[8,128]{1,0} copy(%loop), backend_config={"estimated_cycles":"1"}
+  %odd = bf16[8,128]{1,0} copy(%loop), backend_config={"estimated_cycles":"18446744073709551615"}
+  ROOT %out = bf16[8,128]{1,0} copy(%odd), backend_config={"estimated_cycles":"1"}
 }
 """
 
