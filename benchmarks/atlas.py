@@ -17,7 +17,7 @@ import machine
 
 from llama_nb import aot, presets
 
-# Sensible slices: the smallest that holds the model in int8 with room for a cache.
+# One sensible slice of each kind: it holds the model in int8 with room for a cache.
 SLICES = {
     "llama3.2-1b": ("v5e:1x1", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1"),
     "llama3.1-8b": ("v5e:2x2", "v5p:2x2x1", "v6e:1x1", "tpu7x:2x2x1"),

@@ -13,6 +13,8 @@ from llama_nb.devices import prefer_cpu_if_alone, virtual_cpu_devices
 from llama_nb.errors import InputError, LlamaError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llama_nb.config import LlamaConfig
 
 
@@ -228,11 +230,22 @@ def _compile(options: argparse.Namespace) -> None:
         strategy=options.strategy,
     )
     if file is not None:
-        file.write_text(text, encoding="utf-8")
+        _write_hlo(file, text, report.layers_compiled)
     if options.json:
         print(json.dumps({"model": options.model, **dataclasses.asdict(report)}))
     else:
         print(aot.describe(options.model, report))
+
+
+def _write_hlo(file: "Path", text: str, layers: list[int]) -> None:
+    if not text:
+        raise InputError(f"--hlo {file}: there is no program to write; leave --hlo out to see why.")
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--hlo {file} can't be written: {error.strerror}.") from None
+    if layers:
+        print(f"llama-nb: {file} is the program of {layers[-1]} layers.", file=sys.stderr)
 
 
 def _convert(options: argparse.Namespace) -> None:

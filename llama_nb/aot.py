@@ -49,7 +49,7 @@ class Report:
     argument_bytes
         All arguments, as the compiler lays them out.
     temp_bytes
-        What the step needs besides; None where it doesn't fit.
+        What the step needs besides; None where the compiler refused it.
     hbm_bytes
         What the compiler lets a program use.
     fits
@@ -166,7 +166,7 @@ def compile_for(
     Returns
     -------
     tuple
-        The report and the compiled program's text (empty where it doesn't fit).
+        The report and the text of the deepest program compiled (empty where it doesn't fit).
 
     Raises
     ------
@@ -491,7 +491,7 @@ def _report(
     usable = int(where.kind.usable)
     fits = cost.temporaries is not None and cost.arguments + cost.temporaries <= usable
     step = None
-    if cost.cycles is not None:
+    if cost.cycles is not None and fits:
         step = cost.cycles / where.kind.clock + cost.kernel_bytes / where.device.bandwidth
     return Report(
         topology=where.name,
@@ -509,8 +509,8 @@ def _report(
         fits=fits,
         collectives=cost.collectives or {},
         collective_bytes=cost.collective_bytes or {},
-        estimated_step_ms=step and round(step * 1e3, 4),
-        roofline_ms=round(floor.seconds * 1e3, 4),
+        estimated_step_ms=step and float(f"{step * 1e3:.6g}"),
+        roofline_ms=float(f"{floor.seconds * 1e3:.6g}"),
         bound="memory" if floor.memory > floor.compute else "compute",
         tokens_per_s=step and round(program.tokens / max(step, floor.seconds), 1),
         compile_s=round(seconds, 1),

@@ -172,7 +172,7 @@ def schedule(text: str) -> Schedule:
         cycles += times * instruction.cycles
         if kind := instruction.collective:
             counts[kind] += times
-            sizes[kind] += times * shape_bytes(instruction.result)
+            sizes[kind] += times * _result_bytes(instruction, results)
         if instruction.is_kernel:
             kernels += times
             kernel_bytes += times * (
@@ -180,6 +180,15 @@ def schedule(text: str) -> Schedule:
             )
         unbounded += instruction.opcode == "while" and trip_count(instruction) is None
     return Schedule(cycles, kernels, kernel_bytes, dict(counts), dict(sizes), unbounded)
+
+
+def _result_bytes(op: Instruction, results: dict[str, str]) -> int:
+    """Return the bytes that arrive; the start of some asynchronous ones names what leaves, too."""
+    size = shape_bytes(op.result.replace("u32[]", ""))  # Handles.
+    if op.opcode in ("all-gather-start", "collective-permute-start"):
+        inputs = op.text.partition(op.opcode + "(")[2].partition(")")[0]
+        size -= sum(shape_bytes(results.get(n, "")) for n in re.findall(r"%([\w.\-]+)", inputs))
+    return size
 
 
 def _operand_bytes(kernel: Instruction, results: dict[str, str]) -> int:
