@@ -34,9 +34,10 @@ def test_decode_for_a_slice(name):
     assert report.chips == where.chips and report.fits
     # Every matrix is split over all chips, so is the cache; norms are whole, and so are scales of
     # rows: small.
-    weights = SMALL.param_count() / report.chips
+    devices = len(where.devices)
+    weights = SMALL.param_count() / devices
     assert weights < report.weight_bytes < 1.03 * weights
-    cache = 8 * 2048 * SMALL.cache_bytes_per_token(1) / report.chips
+    cache = 8 * 2048 * SMALL.cache_bytes_per_token(1) / devices
     assert cache < report.cache_bytes < 1.05 * cache
     given = report.weight_bytes + report.cache_bytes
     assert given <= report.argument_bytes < 1.02 * given + 10**6
@@ -47,7 +48,7 @@ def test_decode_for_a_slice(name):
     assert 0.7 * report.roofline_ms < report.estimated_step_ms
     assert report.tokens_per_s == pytest.approx(8e3 / slower, rel=1e-3)
     step = roofline.decode(8, 2048, weights=1, cache=1)
-    floor = roofline.floor(SMALL, step, where.device, len(where.devices))
+    floor = roofline.floor(SMALL, step, where.device, devices)
     assert report.roofline_ms == pytest.approx(floor.seconds * 1e3, abs=1e-4)
     assert hlo.schedule(text).collectives == report.collectives
 
