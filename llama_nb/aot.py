@@ -4,17 +4,19 @@ Nothing is loaded and nothing runs: arrays are shapes with shardings, devices ar
 What comes back is what the TPU compiler decided: bytes per device, collectives, a schedule.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llama_nb import cache as caches
@@ -419,11 +421,28 @@ _READABLE = {
 }
 
 
+@contextlib.contextmanager
+def _without_kept_programs() -> Iterator[None]:
+    """Compile without JAX's persistent cache: it takes programs for descriptions, but reads none.
+
+    JAX looks once per process whether the cache is on, hence the resets.
+    """
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
 def _cost(program: Program, where: Topology) -> tuple[Cost, str]:
     lowered = program.function.lower(*program.arguments, **program.options)
     try:
         options = _READABLE if where.kind.sparse and compat.SPARSECORE_OPTIONS else None
-        compiled = lowered.compile(compiler_options=options)
+        with _without_kept_programs():
+            compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -5,8 +5,10 @@ import json
 import re
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from llama_nb import aot, hlo, presets, roofline, sharding, topology
 from llama_nb.__main__ import main
@@ -76,6 +78,29 @@ def test_training_gathers_weights_and_scatters_gradients():
     assert report.weight_bytes == pytest.approx(4 * config.param_count() / 4, rel=1e-3)
     assert report.state_bytes == pytest.approx(2 * report.weight_bytes, rel=1e-3)
     assert report.collectives
+
+
+@compiles
+def test_no_program_for_a_description_is_kept(tmp_path):
+    """JAX can't read one back: with its persistent cache on, the second compilation would warn."""
+    before = (
+        jax.config.jax_compilation_cache_dir,
+        jax.config.jax_persistent_cache_min_compile_time_secs,
+    )
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()
+    try:
+        first, _ = aot.compile_for("v5e:1x1", SMALL)
+        assert not list(tmp_path.iterdir())
+        second, _ = aot.compile_for("v5e:1x1", SMALL)
+        assert first.argument_bytes == second.argument_bytes
+        jax.jit(lambda x: x * 3 + 2)(jnp.ones(7)).block_until_ready()
+        assert list(tmp_path.iterdir())  # Others are kept as before.
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+        compilation_cache.reset_cache()
 
 
 @compiles
