@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         "--strategy", default="2d", metavar="S", help="how: dp, tp, 2d, fsdp, fsdp_tp"
     )
 
+    generate.add_argument("--attention", default="auto", metavar="A", help="auto, xla, pallas")
+
     info = commands.add_parser("info", help="print a model's parameters, bytes and FLOPs")
     info.set_defaults(run=_info)
     _add_model(info)
@@ -86,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     compile_.add_argument("--context", type=int, default=2048, metavar="S", help="tokens: 2048")
     compile_.add_argument("--quant", choices=["int8"], help="of weights and cache")
     compile_.add_argument("--strategy", metavar="S", help="dp, tp, 2d, fsdp, fsdp_tp")
+    compile_.add_argument("--attention", default="auto", metavar="A", help="auto, xla, pallas")
     compile_.add_argument("--hlo", metavar="FILE", help="write the compiled program's text here")
     compile_.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
@@ -102,6 +105,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    import jax
+
     from llama_nb import generation, loading, sharding
     from llama_nb.sampling import Sampling
 
@@ -128,7 +133,13 @@ def _generate(options: argparse.Namespace) -> None:
         quant=options.quant,
         mesh=mesh,
         strategy=options.strategy,
+        attention_impl=options.attention,
     )
+    if options.attention == "pallas" and jax.default_backend() == "cpu":
+        print(
+            "llama-nb: on CPU the kernels are interpreted, which is slow; leave --attention out.",
+            file=sys.stderr,
+        )
     if model.layout is not None and model.config.num_heads % model.layout.size("heads"):
         print(
             f"llama-nb: {model.config.num_heads} query heads can't be split into "
@@ -228,6 +239,7 @@ def _compile(options: argparse.Namespace) -> None:
         context=options.context,
         quant=options.quant,
         strategy=options.strategy,
+        attention=options.attention,
     )
     if file is not None:
         _write_hlo(file, text, report.layers_compiled)

@@ -65,6 +65,12 @@ class Instruction:
         return self.opcode == "custom-call" and 'target="tpu_custom_call"' in self.text
 
     @property
+    def flops(self) -> int:
+        """What a kernel says that it computes; 0 where it doesn't."""
+        found = re.search(r'"cost_estimate":\{"flops":"?(\d+)', self.text)
+        return int(found.group(1)) if found else 0
+
+    @property
     def collective(self) -> str | None:
         """Its kind, where devices talk; the start of an asynchronous one counts, its end not."""
         kind = self.opcode.removesuffix("-start")
@@ -82,6 +88,8 @@ class Schedule:
     kernels, kernel_bytes
         Pallas kernels that run, and the bytes of their operands and results: each is charged the
         time of moving them once.
+    kernel_flops
+        Operations of those kernels that say so (`pl.CostEstimate`).
     collectives, collective_bytes
         How often devices talk, and the bytes of the results, by kind.
     unbounded
@@ -91,13 +99,15 @@ class Schedule:
     cycles: int
     kernels: int
     kernel_bytes: int
+    kernel_flops: int
     collectives: dict[str, int]
     collective_bytes: dict[str, int]
     unbounded: int
 
-    def seconds(self, clock: float, bandwidth: float) -> float:
-        """Return the time at a clock (cycles/s), kernels at a memory bandwidth (bytes/s)."""
-        return self.cycles / clock + self.kernel_bytes / bandwidth
+    def seconds(self, clock: float, bandwidth: float, flops: float = math.inf) -> float:
+        """Return the time at a clock (cycles/s), kernels by bandwidth (bytes/s) and FLOPs/s."""
+        kernels = max(self.kernel_bytes / bandwidth, self.kernel_flops / flops)
+        return self.cycles / clock + kernels
 
 
 def shape_bytes(text: str) -> int:
@@ -166,7 +176,7 @@ def trip_count(loop: Instruction) -> int | None:
 
 def schedule(text: str) -> Schedule:
     """Return what a compiled module executes, with the compiler's own estimates."""
-    cycles = kernels = kernel_bytes = unbounded = 0
+    cycles = kernels = kernel_bytes = kernel_flops = unbounded = 0
     counts, sizes = collections.Counter(), collections.Counter()
     for instruction, times, results in executed(text):
         cycles += times * instruction.cycles
@@ -175,11 +185,14 @@ def schedule(text: str) -> Schedule:
             sizes[kind] += times * _result_bytes(instruction, results)
         if instruction.is_kernel:
             kernels += times
+            kernel_flops += times * instruction.flops
             kernel_bytes += times * (
                 _operand_bytes(instruction, results) + shape_bytes(instruction.result)
             )
         unbounded += instruction.opcode == "while" and trip_count(instruction) is None
-    return Schedule(cycles, kernels, kernel_bytes, dict(counts), dict(sizes), unbounded)
+    return Schedule(
+        cycles, kernels, kernel_bytes, kernel_flops, dict(counts), dict(sizes), unbounded
+    )
 
 
 def _result_bytes(op: Instruction, results: dict[str, str]) -> int:

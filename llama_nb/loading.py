@@ -13,6 +13,7 @@ from llama_nb import assets, download, presets, progress, sharding
 from llama_nb import tokenizer as tokenizers
 from llama_nb.checkpoint import Checkpoint, load_params, open_checkpoint
 from llama_nb.errors import InputError
+from llama_nb.kernels.choice import choose
 from llama_nb.model import Llama, with_params
 from llama_nb.tokenizer import Tokenizer
 
@@ -69,6 +70,7 @@ def load(
     quant: str | None = None,
     mesh: Mesh | None = None,
     strategy: str = "2d",
+    attention_impl: str = "auto",
 ) -> tuple[Llama, Tokenizer]:
     """Return a model with its weights, and its tokenizer.
 
@@ -87,12 +89,15 @@ def load(
     mesh, strategy
         Split the weights over the devices of a mesh, by a strategy of `sharding.STRATEGIES`; each
         device's part is read straight from the files. Heads that don't divide stay whole.
+    attention_impl
+        "auto", "xla" or "pallas", as in `kernels.choose`.
 
     Raises
     ------
     LlamaError
         In one sentence, when a mesh doesn't divide the model, or a name, file or download is bad.
     """
+    choose(attention_impl, jax.devices()[0])  # Say what is wrong before reading anything.
     path = locate(model)
     checkpoint = open_checkpoint(path)
     # A GGUF file's metadata holds its tokenizer and takes seconds to parse: once is enough.
@@ -104,7 +109,7 @@ def load(
         layout = sharding.layout(checkpoint.config, mesh, strategy)
         sharding.check(checkpoint.config, layout, heads=False)
     params = load_weights(checkpoint, dtype=dtype, quant=quant, mesh=mesh, strategy=strategy)
-    return with_params(checkpoint.config, params, layout), tokenizer
+    return with_params(checkpoint.config, params, layout, attention_impl), tokenizer
 
 
 def load_weights(

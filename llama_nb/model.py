@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from llama_nb import compat, layers, packed
+from llama_nb import attending, compat, layers, packed
 from llama_nb.cache import KVCache
 from llama_nb.config import LlamaConfig
 
 if TYPE_CHECKING:
+    from llama_nb.kernels import Choice
     from llama_nb.sharding import Layout
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -118,6 +119,8 @@ class Llama(nnx.Module):
     counts are read off the weights, so a shard of the model runs through the same code.
 
     `layout` is None, or says how the parameters lie on a mesh (`sharding.Layout`).
+    `attention_impl` is "auto", "xla" or "pallas": what a `Session` will use. In a program it is
+    what that means there (`kernels.Choice`).
 
     Parameters
     ----------
@@ -136,6 +139,7 @@ class Llama(nnx.Module):
         make = _Maker(rngs, dtype)
         self.config = config
         self.layout: Layout | None = None
+        self.attention_impl: Choice | str = "auto"
         self.embed = make.normal(config.vocab_size, config.embed_dim, axes=("vocab", "embed"))
         self.layers = compat.module_list([Block(config, make) for _ in range(config.num_layers)])
         self.norm = make.ones(config.embed_dim)
@@ -167,6 +171,7 @@ class Llama(nnx.Module):
         *,
         positions: jax.Array | None = None,
         fresh: bool = False,
+        length: jax.Array | None = None,
         tp_axis: str | tuple[str, ...] | None = None,
         remat: bool = False,
     ) -> tuple[jax.Array, KVCache | None]:
@@ -183,6 +188,8 @@ class Llama(nnx.Module):
             Without a cache: RoPE positions, shape (B, T).
         fresh
             The cache is known to be empty, so queries need only look at the T new keys.
+        length
+            With `fresh`: columns of `tokens` in use, if not all. A kernel leaves out the rest.
         tp_axis
             Inside `jax.shard_map`: the mesh axes that split heads, features and vocabulary.
             Partial sums are added over them twice a layer, and once for the embedding.
@@ -205,6 +212,10 @@ class Llama(nnx.Module):
         first = 0 if attend_self else cache.length
         mask = layers.causal_mask(starts, first, T, T if attend_self else cache.capacity)
         x = self.embedded(tokens, tp_axis)
+        kernel = None
+        if cache is not None and (fresh or T == 1):
+            end = cache.length + 1 if not fresh else T if length is None else length
+            kernel = attending.kernel(self.attention_impl, self.layout, fresh=fresh, end=end)
 
         def join(part):
             if tp_axis is not None:
@@ -217,6 +228,8 @@ class Llama(nnx.Module):
                 nonlocal cache
                 if cache is not None:
                     cache = cache.write(index, k, v)
+                if kernel is not None:
+                    return kernel(cache, index, q, k, v)
                 if attend_self:
                     # Eight blocks skip nearly half of the work, and take long to differentiate.
                     block = T if remat else max(128, T // 8)
@@ -277,7 +290,10 @@ def params_of(model: Llama) -> dict[str, Any]:
 
 
 def with_params(
-    config: LlamaConfig, params: dict[str, Any], layout: "Layout | None" = None
+    config: LlamaConfig,
+    params: dict[str, Any],
+    layout: "Layout | None" = None,
+    attention_impl: "Choice | str" = "auto",
 ) -> Llama:
     """Return the model of that shape that holds these parameters (`params_of`'s inverse).
 
@@ -285,9 +301,11 @@ def with_params(
     ----------
     layout
         How they lie on a mesh; the activations follow.
+    attention_impl
+        Inside a program a `kernels.Choice`; by name it is for sessions to choose.
     """
     graph, state = nnx.split(Llama(config))
     nnx.replace_by_pure_dict(state, params)
     model = nnx.merge(graph, state)
-    model.layout = layout
+    model.layout, model.attention_impl = layout, attention_impl
     return model

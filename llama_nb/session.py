@@ -12,6 +12,7 @@ import numpy as np
 from llama_nb.cache import KVCache
 from llama_nb.config import LlamaConfig
 from llama_nb.errors import InputError
+from llama_nb.kernels.choice import Choice, choose
 from llama_nb.model import Llama, params_of, with_params
 from llama_nb.sampling import Sampling, sample
 from llama_nb.sharding import Layout
@@ -29,7 +30,7 @@ def bucket(size: int, smallest: int) -> int:
     return power * 3 // 4 if size <= power * 3 // 4 and smallest < power else power
 
 
-@functools.partial(jax.jit, static_argnames=("config", "capacity", "dtype", "layout"))
+@functools.partial(jax.jit, static_argnames=("config", "capacity", "dtype", "layout", "attention"))
 def prefill(
     params: dict[str, Any],
     tokens: jax.Array,
@@ -40,6 +41,7 @@ def prefill(
     capacity: int,
     dtype: Any,
     layout: Layout | None = None,
+    attention: Choice | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Run whole prompts through the model and keep their keys and values.
 
@@ -57,16 +59,18 @@ def prefill(
         Static: the model, the cache's slots (at least T) and its dtype.
     layout
         Static: how parameters lie on a mesh; the cache and activations follow.
+    attention
+        Static: by XLA, which is the default, or by kernels.
 
     Returns
     -------
     tuple
         Logits of each next token, shape (B, V) float32, and the cache.
     """
-    model = with_params(config, params, layout)
+    model = with_params(config, params, layout, attention or "xla")
     cache = KVCache.create(config, tokens.shape[0], capacity, dtype, layout)
     cache = dataclasses.replace(cache, starts=starts)
-    hidden, cache = model.hidden(tokens, cache, fresh=True)
+    hidden, cache = model.hidden(tokens, cache, fresh=True, length=length)
     return _next_logits(model, hidden, length), dataclasses.replace(cache, length=length)
 
 
@@ -107,7 +111,7 @@ def _next_logits(model: Llama, hidden: jax.Array, count: jax.Array) -> jax.Array
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "greedy", "layout"), donate_argnames=("cache",)
+    jax.jit, static_argnames=("config", "greedy", "layout", "attention"), donate_argnames=("cache",)
 )
 def decode_step(
     params: dict[str, Any],
@@ -119,6 +123,7 @@ def decode_step(
     config: LlamaConfig,
     greedy: bool,
     layout: Layout | None = None,
+    attention: Choice | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Add one token to every sequence and choose the next.
 
@@ -130,13 +135,15 @@ def decode_step(
         Random key of the whole generation; the step folds its slot into it.
     numbers, greedy
         As for `sampling.sample`.
+    layout, attention
+        As in `prefill`.
 
     Returns
     -------
     tuple
         Chosen tokens, shape (B,) int32, and the cache, one longer.
     """
-    model = with_params(config, params, layout)
+    model = with_params(config, params, layout, attention or "xla")
     hidden, cache = model.hidden(tokens[:, None], cache)
     cache = dataclasses.replace(cache, length=cache.length + 1)
     key = jax.random.fold_in(key, cache.length)
@@ -173,6 +180,7 @@ class Session:
     def __init__(self, model: Llama, capacity: int | None = None, *, cache_dtype: Any = None):
         self.config, self.layout = model.config, model.layout
         self.params = params_of(model)
+        self.attention = choose(model.attention_impl, min(self.params["norm"].devices(), key=id))
         self.limit = self.config.context if capacity is None else capacity
         if not 1 <= self.limit <= self.config.context:
             raise InputError(
@@ -249,6 +257,7 @@ class Session:
             capacity=self.slots,
             dtype=self.dtype,
             layout=self.layout,
+            attention=self.attention,
         )
         self.used = longest
         return logits
@@ -282,6 +291,7 @@ class Session:
                 config=self.config,
                 greedy=sampling.greedy,
                 layout=self.layout,
+                attention=self.attention,
             )
             return token
 

@@ -1,13 +1,17 @@
 """TPU slices by name, as the TPU compiler knows them: no TPU needed, only `libtpu`."""
 
+import contextlib
 import dataclasses
 import functools
 import math
 import os
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from llama_nb import compat
 from llama_nb.devices import has_accelerator
@@ -102,6 +106,20 @@ class Topology:
             capacity=self.kind.usable,
             int8=chip.int8 and chip.int8 / share,
         )
+
+    @contextlib.contextmanager
+    def target(self, mesh: Mesh | None = None) -> Iterator[None]:
+        """Tell Pallas, while a program is traced and lowered, for which chip its kernels are.
+
+        Parameters
+        ----------
+        mesh
+            The program's, of these devices; by default one device is enough.
+        """
+        if mesh is None:
+            mesh = Mesh(np.array(self.devices[:1]), ("chip",), axis_types=(AxisType.Auto,))
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            yield
 
 
 @functools.cache

@@ -79,6 +79,23 @@ def _expected(name, batch):
     ],
 )
 def test_the_step_is_the_unsharded_step(name, model, spare, batch, split):
+    check_step(name, model, spare, batch, split)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "spare", "batch", "split"),
+    [
+        ("untied", 4, 2, 4, "batch"),
+        pytest.param("untied", 2, 4, 1, "slots", marks=pytest.mark.slow),
+        pytest.param("tied", 1, 1, 3, "batch", marks=pytest.mark.slow),
+    ],
+)
+def test_so_it_is_with_the_kernel(name, model, spare, batch, split):
+    kernel = functools.partial(pod.kernel, interpret=True)
+    check_step(name, model, spare, batch, split, attend=kernel)
+
+
+def check_step(name, model, spare, batch, split, **options):
     config, mesh = CONFIGS[name], _mesh(model, spare)
     assert pod.cache_split(batch, 16, spare) == split
     params, first, chosen, expected = _expected(name, batch)
@@ -87,7 +104,7 @@ def test_the_step_is_the_unsharded_step(name, model, spare, batch, split):
     cache = jax.device_put(first, pod.cache_shardings(first, mesh))
     token = chosen[0]
     for wanted in chosen[1:]:  # Slots 13, 14 and 15, the last.
-        token, cache = pod.decode_step(params, cache, token, config=config, mesh=mesh)
+        token, cache = pod.decode_step(params, cache, token, config=config, mesh=mesh, **options)
         np.testing.assert_array_equal(token, wanted)
     # A number on the edge between two steps of int8 may fall to either side, and what the next
     # layer makes of it differs by that much.

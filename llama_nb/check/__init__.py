@@ -17,6 +17,7 @@ from llama_nb.check.int8 import (
 )
 from llama_nb.check.meshes import bytes_per_device, ring_all_gather, scattered_product
 from llama_nb.check.model import greedy, param_count, residual_block
+from llama_nb.check.pallas import column_sums, largest_block, matmul_bytes
 from llama_nb.check.pods import best_offer, side_by_side, smallest_slice
 from llama_nb.check.rmsnorm import centre_outputs, fold_gain, rms_norm_of_parts
 from llama_nb.check.rooflines import decode_floor, largest_batch, product_intensity
@@ -38,6 +39,7 @@ __all__ = [
     "cache_bytes",
     "cache_view",
     "centre_outputs",
+    "column_sums",
     "decode_floor",
     "deeper",
     "exposed_seconds",
@@ -49,8 +51,10 @@ __all__ = [
     "grouped_attention",
     "int8_scores",
     "largest_batch",
+    "largest_block",
     "left_pad",
     "llama3_chat",
+    "matmul_bytes",
     "merge_softmax",
     "microbatches",
     "nucleus",

@@ -26,18 +26,17 @@ from llama_nb.pod.layout import (
     param_shapes,
     shardings,
 )
-from llama_nb.pod.step import Part, attention, decode_step
+from llama_nb.pod.step import decode_step, kernel
 
 __all__ = [
     "AXES",
-    "Part",
-    "attention",
     "cache_shapes",
     "cache_shardings",
     "cache_split",
     "check",
     "decode_step",
     "fuse",
+    "kernel",
     "make_mesh",
     "param_shapes",
     "shardings",

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,80 +14,50 @@ from jax.sharding import Mesh, PartitionSpec
 from llama_nb import layers, packed
 from llama_nb.cache import KVCache
 from llama_nb.config import LlamaConfig
+from llama_nb.kernels.decode import block_slots
+from llama_nb.kernels.decode_xla import Part, attention, one
 from llama_nb.packed import Packed
 from llama_nb.pod.layout import AXES, cache_shardings, check, shardings
 
 _ARRAYS = ("keys", "values", "key_scales", "value_scales")  # what a cache has of each layer
 
 
-class Part(NamedTuple):
-    """What attention to some slots gives, before the softmax's division.
-
-    Attributes
-    ----------
-    mixed
-        `sum(exp(score - largest) * value)`, shape (B, K, G, H), float32.
-    largest
-        The largest score, shape (B, K, G, 1).
-    total
-        `sum(exp(score - largest))`, same shape.
-    """
-
-    mixed: jax.Array
-    largest: jax.Array
-    total: jax.Array
-
-    def join(self, other: "Part") -> "Part":
-        """Return the attention to the slots of both."""
-        largest = jnp.maximum(self.largest, other.largest)
-        a, b = jnp.exp(self.largest - largest), jnp.exp(other.largest - largest)
-        return Part(self.mixed * a + other.mixed * b, largest, self.total * a + other.total * b)
-
-    def join_over(self, axis: str) -> "Part":
-        """Return the attention to the slots of all chips of a mesh axis."""
-        largest = lax.pmax(self.largest, axis)
-        weight = jnp.exp(self.largest - largest)
-        mixed, total = lax.psum((self.mixed * weight, self.total * weight), axis)
-        return Part(mixed, largest, total)
-
-
-def attention(
+def kernel(
     q: jax.Array,
     keys: jax.Array,
     values: jax.Array,
-    key_scales: jax.Array | None,
-    value_scales: jax.Array | None,
-    visible: jax.Array,
+    starts: jax.Array,
+    lengths: jax.Array,
+    *scales: jax.Array,
+    own: tuple[jax.Array, ...] = (),
+    chip: str | None = None,
+    interpret: Any = False,
 ) -> Part:
-    """Attend to the slots of a cache: what a kernel may do instead.
+    """Attend as `kernels.decode_xla.attention` does, and read filled blocks only.
 
     Parameters
     ----------
-    q
-        Queries, already divided by `sqrt(H)`, shape (B, K, G, H).
-    keys, values
-        Shape (B, K, S, H).
-    key_scales, value_scales
-        Of an int8 cache: float32, shape (B, K, S). Otherwise None.
-    visible
-        Boolean, shape (B, S): the slots that hold this sequence's past.
+    chip, interpret
+        As in `kernels.decode_attention`.
     """
-    scores = jnp.einsum(
-        "bkgh,bksh->bkgs", q, keys.astype(q.dtype), preferred_element_type=jnp.float32
+    from llama_nb.kernels import decode_tpu
+
+    K, S, H = keys.shape[1:]
+    # With its own position a sequence's attention is complete, and nobody will need more digits.
+    out, lse = decode_tpu.decode_attention(
+        q,
+        keys,
+        values,
+        starts,
+        lengths,
+        scales,
+        scale=1.0,
+        block=block_slots(K, S, H, keys.dtype.itemsize, chip),
+        own=own,
+        dtype=q.dtype if own else jnp.float32,
+        interpret=interpret,
     )
-    if key_scales is not None:
-        scores = scores * key_scales[:, :, None]
-    scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    largest = scores.max(axis=-1, keepdims=True)
-    weights = jnp.exp(scores - largest)
-    scaled = weights if value_scales is None else weights * value_scales[:, :, None]
-    mixed = jnp.einsum(
-        "bkgs,bksh->bkgh",
-        scaled.astype(q.dtype),
-        values.astype(q.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return Part(mixed, largest, weights.sum(axis=-1, keepdims=True))
+    return Part(out, lse[..., None], jnp.ones_like(lse)[..., None])
 
 
 @functools.partial(
@@ -113,7 +83,7 @@ def decode_step(
     tokens
         Shape (B,), int32.
     attend
-        Static: `attention`, or a kernel that does the same.
+        Static: `kernels.decode_xla.attention`, or a kernel that does the same (`kernel`).
 
     Returns
     -------
@@ -148,8 +118,9 @@ def _local_step(params, cache, tokens, *, config, mesh, attend):
     by_slots = rows == B and spare > 1
     mine = lax.axis_index("spare")
     first = mine * S if by_slots else 0
-    slots = first + jnp.arange(S)
-    visible = (slots < cache.length) & (slots >= cache.starts[:, None])
+    starts, lengths = (
+        jnp.clip(x - first, 0, S) for x in (cache.starts, jnp.broadcast_to(cache.length, rows))
+    )
     turn = _turns(config, cache.positions(1))
 
     def norm(x, gain):
@@ -167,16 +138,17 @@ def _local_step(params, cache, tokens, *, config, mesh, attend):
         q, kv = qkv[:, :, :G], qkv[:, :, G:]
 
         arrays = (getattr(cache, name) for name in _ARRAYS)
-        part = attend(q, *(array[index] if array else None for array in arrays), visible)
-        if by_slots:
-            part = part.join_over("spare")
+        keys, values, *scales = (array[index] for array in arrays if array)
         kv, scale = packed.to_int8(kv, axis=-1) if cache.key_scales else (kv, jnp.float32([1]))
         k, v = jnp.split(kv * scale, 2, axis=2)  # as the next step will read them
         # Cut here, since cutting all layers' at the end would keep them in the chip's way.
         parts = (kv, scale[..., 0]) if cache.key_scales else (kv,)
         new.append([part[:, :, at : at + 1] for part in parts for at in (0, 1)])
-        score = (q.astype(jnp.float32) * k).sum(axis=-1, keepdims=True)
-        part = part.join(Part(v, score, jnp.ones_like(score)))
+        if by_slots:
+            part = attend(q, keys, values, starts, lengths, *scales)
+            part = part.join_over("spare").join(one(q, k, v))
+        else:
+            part = attend(q, keys, values, starts, lengths, *scales, own=(k, v))
         y = (part.mixed / part.total).astype(x.dtype).reshape(rows, -1)
         y = _own_columns(y, by_slots, spare)
 
