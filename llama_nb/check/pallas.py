@@ -1,6 +1,7 @@
 """Exercises of chapter 20."""
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -36,9 +37,8 @@ def _walk(sizes: tuple[int, int, int], tiles: tuple[int, int, int]) -> int:
     return _changes(x) * bm * bk + _changes(w) * bk * bn + _changes(out) * bm * bn
 
 
-def _changes(visited: Iterable[tuple[int, int]]) -> int:
-    visited = list(visited)
-    return 1 + sum(a != b for a, b in zip(visited, visited[1:], strict=False))
+def _changes(visited: list[tuple[int, int]]) -> int:
+    return 1 + sum(a != b for a, b in itertools.pairwise(visited))
 
 
 def column_sums(function: Callable[[np.ndarray, int], np.ndarray]) -> Verdict:

@@ -10,7 +10,8 @@ from llama_nb.errors import InputError
 from llama_nb.kernels import decode_xla
 from llama_nb.kernels.choice import Choice, dispatch
 
-NOTHING = -1e30  # The lse of no slots: finite, so that it can be subtracted from itself.
+# The score of an unused slot, and the lse of no slots: finite, so that less itself it is 0.
+NOTHING = -1e30
 _LANES = 128
 # Bytes that a device reads of its memory in a microsecond, by the names JAX gives it, and most for
 # one block: keys and values have two copies each in a fast memory of which 16 MB are a kernel's.
@@ -162,7 +163,7 @@ def _check(q, keys, values, starts, lengths, key_scales, value_scales) -> None:
             f"q has shape {q.shape} and keys {keys.shape}; wanted (B, N, H) and (B, K, S, H)."
         )
     (B, N, H), (_, K, S, _) = q.shape, keys.shape
-    if (keys.shape[0], keys.shape[3]) != (B, H) or K == 0 or N % K or 0 in (N, S, H):
+    if (keys.shape[0], keys.shape[3]) != (B, H) or K == 0 or N % K or 0 in (B, N, S, H):
         raise InputError(
             f"q of shape {q.shape} (B, N, H) does not fit keys of shape {keys.shape} (B, K, S, H): "
             "B and H must be equal, and N a multiple of K."

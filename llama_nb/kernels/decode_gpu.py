@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from llama_nb.errors import InputError
+from llama_nb.kernels.decode import NOTHING
 
 # Backend: all that is particular to Triton, besides masked loads and stores.
 try:
@@ -27,7 +28,6 @@ except ImportError:  # Some jax after 0.12.
 OLDEST = 8.0  # compute capability: tensor cores that take bfloat16, copies that don't wait
 WARPS, STAGES = 4, 3  # threads / 32 of a program; blocks in flight
 
-EMPTY = float(jnp.finfo(jnp.float32).min)  # the score of no key: finite, so that EMPTY - EMPTY is 0
 ROWS = 16  # query rows of the smallest tensor-core product
 BYTES = 16 * 1024  # of keys in one block: with values and STAGES of them, two programs to an SM
 PROGRAMS = 4  # to each SM: two at a time, and others to follow when those are short
@@ -122,7 +122,7 @@ def decode_attention(
     tuple of jax.Array
         The mixed values, float32 of shape (B, K, G, H), zeros where there is no slot to look at,
         and the logarithm of the sum of exponentials of scores, float32 of shape (B, K, G), there
-        the lowest finite number.
+        `NOTHING`.
 
     Raises
     ------
@@ -135,14 +135,16 @@ def decode_attention(
     """
     B, K, G, H = q4.shape
     S = keys.shape[2]
-    block = block or max(ROWS, _floor_power(BYTES // (H * keys.dtype.itemsize)))
+    # Products of float32 are left to ordinary arithmetic, in registers: fewer slots at a time.
+    slot = H * (8 if _dtype(q4, keys) == jnp.float32 else keys.dtype.itemsize)
+    block = block or max(ROWS, _power(BYTES // slot + 1) // 2)
     if block < ROWS or block & (block - 1):
         raise InputError(f"A block of the GPU kernel is a power of two from 16 on, not {block}.")
     if reason := MISSING or _refusal(keys):
         raise InputError(f"The GPU kernel can't be used: {reason}.")
     if splits is None:
         splits = min(pl.cdiv(PROGRAMS * _sms(), B * K), pl.cdiv(S, block))
-    rows = max(ROWS, 2 * _floor_power(G - 1)) if G > 1 else ROWS
+    rows = _power(max(G, ROWS))
 
     def whole(*shape):  # of one sequence and KV head
         return pl.BlockSpec((None, None, *shape), lambda b, k, i: (b, k) + (0,) * len(shape))
@@ -185,9 +187,7 @@ def _kernel(start_ref, length_ref, q_ref, k_ref, v_ref, *refs, G, S, rows, block
     """
     *scale_refs, o_ref, lse_ref = refs
     start, length = jnp.maximum(start_ref[...], 0), jnp.minimum(length_ref[...], S)
-    dtype = q_ref.dtype
-    if not scale_refs:
-        dtype = jnp.promote_types(dtype, k_ref.dtype)
+    dtype = _dtype(q_ref, k_ref)
     # By default Triton rounds float32 to the 10 bits of TF32.
     precision = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
     dot = functools.partial(jnp.dot, precision=precision, preferred_element_type=jnp.float32)
@@ -215,12 +215,14 @@ def _kernel(start_ref, length_ref, q_ref, k_ref, v_ref, *refs, G, S, rows, block
                 return backend.load(ref.at[here], mask=filled, other=0.0)
             mask = jnp.broadcast_to(filled[:, None], (block, H))
             # Zeros where nothing is stored: 0 times a NaN would be a NaN.
-            return backend.load(ref.at[here, :], mask=mask, other=jnp.zeros((), ref.dtype)).astype(dtype)
+            return backend.load(ref.at[here, :], mask=mask, other=jnp.zeros((), ref.dtype)).astype(
+                dtype
+            )
 
         scores = dot(q, load(k_ref).T)  # (rows, block)
         if scale_refs:
             scores = scores * load(scale_refs[0])[None, :]
-        scores = jnp.where(filled[None, :], scores, EMPTY)
+        scores = jnp.where(filled[None, :], scores, NOTHING)
         new = jnp.maximum(top, scores.max(axis=1))
         weights = jnp.exp(scores - new[:, None])
         shrink = jnp.exp(top - new)
@@ -231,7 +233,7 @@ def _kernel(start_ref, length_ref, q_ref, k_ref, v_ref, *refs, G, S, rows, block
         return mixed, new, total
 
     zeros = jnp.zeros((rows,), jnp.float32)
-    carry = (jnp.zeros((rows, H), jnp.float32), zeros + EMPTY, zeros)
+    carry = (jnp.zeros((rows, H), jnp.float32), zeros + NOTHING, zeros)
     mixed, top, total = jax.lax.fori_loop(first + low, first + high, step, carry)
     some = jnp.where(total > 0, total, 1.0)
     backend.store(o_ref.at[:, :], mixed / some[:, None], mask=row_mask)
@@ -248,7 +250,7 @@ def merge(parts: jax.Array, lses: jax.Array) -> tuple[jax.Array, jax.Array]:
     parts
         Shape (B, K, P, G, H), float32: attention over each of P sets, zeros where one is empty.
     lses
-        Shape (B, K, P, G), float32: log-sum-exp of its scores, the lowest finite number if empty.
+        Shape (B, K, P, G), float32: log-sum-exp of its scores, `NOTHING` if empty.
 
     Returns
     -------
@@ -256,15 +258,23 @@ def merge(parts: jax.Array, lses: jax.Array) -> tuple[jax.Array, jax.Array]:
         Shapes (B, K, G, H) and (B, K, G).
     """
     top = lses.max(axis=2, keepdims=True)
-    weights = jnp.where(lses > EMPTY, jnp.exp(lses - top), 0.0)
+    weights = jnp.where(lses > NOTHING, jnp.exp(lses - top), 0.0)
     total = weights.sum(axis=2)
     some = jnp.where(total > 0, total, 1.0)
     out = (weights[..., None] * parts).sum(axis=2) / some[..., None]
     return out, top[:, :, 0] + jnp.log(some)
 
 
-def _floor_power(n: int) -> int:
-    return 1 << (n.bit_length() - 1)
+def _dtype(queries: Any, keys: Any) -> Any:
+    """Return what both are multiplied in."""
+    if keys.dtype == jnp.int8:
+        return queries.dtype
+    return jnp.promote_types(queries.dtype, keys.dtype)
+
+
+def _power(n: int) -> int:
+    """Return the power of two at or above n."""
+    return 1 << (n - 1).bit_length()
 
 
 def _sms() -> int:

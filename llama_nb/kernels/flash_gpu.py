@@ -38,7 +38,7 @@ def flash_attention(
     cuDNN leaves out what lies after a sequence, not what lies before it. So text moves to the
     front and back: copies of T rows each, where a mask would be T rows of T.
     """
-    B, T = q.shape[:2]
+    T = q.shape[1]
     columns = jnp.arange(T)
     counts = jnp.clip(jnp.minimum(lengths, T) - starts, 0, T).astype(jnp.int32)
     forward = columns + starts[:, None]  # (B, T): where each column comes from

@@ -48,6 +48,7 @@ def test_results_page_shows_the_pod_steps():
     for case in cases:
         row = (
             f"| {case['batch']}, {case['context']:,} | {case['step_ms']:.2f} | "
+            f"{case['kernel_step_ms']:.2f} | "
             f"{case['argument_gb']:.2f} GB | {case['floor_ms']:.2f} |"
         )
         assert row in page

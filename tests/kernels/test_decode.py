@@ -222,6 +222,32 @@ def test_it_scores_no_worse_in_the_step_of_70b():
     assert step["pallas"].argument_bytes == step["xla"].argument_bytes
 
 
+@compiles
+@pytest.mark.parametrize(
+    ("phase", "strategy", "quant"),
+    [("decode", "2d", None), pytest.param("prefill", "tp", "int8", marks=pytest.mark.slow)],
+)
+def test_other_steps_have_one_kernel_a_layer(phase, strategy, quant):
+    config = dataclasses.replace(presets.get("llama3.1-8b"), num_layers=2)
+    asked = {"phase": phase, "strategy": strategy, "quant": quant, "batch": 4, "context": 512}
+    report, text = aot.compile_for("v5e:2x2", config, **asked)
+    plain, _ = aot.compile_for("v5e:2x2", config, **asked, attention="xla")
+    assert hlo.schedule(text).kernels == 2
+    assert report.collectives == plain.collectives
+    assert report.temp_bytes < 1.1 * plain.temp_bytes
+    if phase == "prefill":
+        assert report.estimated_step_ms < plain.estimated_step_ms
+    # What a kernel computes is charged too: the estimate stays above the floor.
+    assert report.estimated_step_ms > 0.7 * report.roofline_ms
+
+
+@compiles
+def test_training_has_no_kernel():
+    config = dataclasses.replace(presets.get("llama3.2-1b"), num_layers=1)
+    with pytest.raises(InputError, match="training has no kernel"):
+        aot.compile_for("v5e:1x1", config, phase="train", attention="pallas")
+
+
 def test_blocks_fit_the_chip():
     sizes = [decode.block_slots(8, 8192, 128, 2, chip) for chip in ("TPU v5 lite", "TPU7x", None)]
     assert sizes == [256, 1024, 256]
