@@ -79,7 +79,7 @@ def compiled(
     """Return one case's report."""
     config = presets.get(model)
     report, _ = aot.compile_for(
-        topology, config, phase=phase, batch=batch, context=context, quant=quant, attention="xla"
+        topology, config, phase=phase, batch=batch, context=context, quant=quant
     )
     row = {"model": model, **dataclasses.asdict(report)}
     del row["compile_s"]  # Cases are compiled side by side: that is no time to quote.

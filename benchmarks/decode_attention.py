@@ -15,16 +15,12 @@ import statistics
 import time
 from typing import Any
 
-from llama_nb import devices
-
-devices.prefer_cpu_if_alone()
-
 import jax
 import jax.numpy as jnp
 import machine
 import numpy as np
 
-from llama_nb import kernels
+from llama_nb import devices, kernels
 from llama_nb.kernels import decode_gpu
 
 N, K, H = 32, 8, 128
@@ -41,6 +37,8 @@ def main() -> None:
     group.add_argument("--save", action="store_true", help="write results/decode_attention.json")
     group.add_argument("--interpret", action="store_true", help="a tiny case, interpreted on CPU")
     options = parser.parse_args()
+    if not devices.has_accelerator():
+        jax.config.update("jax_platforms", "cpu")
     on_gpu = jax.default_backend() in ("gpu", "cuda")
     if not on_gpu and not options.interpret:
         print("This benchmark needs an NVIDIA GPU; --interpret tries its paths on a CPU.")
