@@ -1,0 +1,14 @@
+"""From text to batches.
+
+corpus      documents by name: this machine's Python, known datasets, files
+tokens      their token ids, and which documents are kept for validation
+packing     documents side by side in rows, each seeing only itself
+batches     shuffled, endless, and resumable in the middle of an epoch
+"""
+
+from llama_nb.data.batches import Batches, Place
+from llama_nb.data.corpus import documents
+from llama_nb.data.packing import Batch, pack, stack
+from llama_nb.data.tokens import split, tokenize
+
+__all__ = ["Batch", "Batches", "Place", "documents", "pack", "split", "stack", "tokenize"]

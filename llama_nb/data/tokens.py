@@ -1,0 +1,88 @@
+"""From documents to token ids, and which of them are kept to measure with."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llama_nb.errors import InputError
+from llama_nb.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+_BATCH = 200  # Documents per call; the bar moves this often.
+
+
+def tokenize(found: "Dataset | IterableDataset", tokenizer: Tokenizer) -> Any:
+    """Return the documents with columns "ids", BOS and EOS included, and "bytes" of text.
+
+    What was tokenized before, by the same tokenizer, is read from the cache of `datasets`.
+    """
+
+    def batch(rows: dict[str, list[str]]) -> dict[str, list[Any]]:
+        texts = rows["text"]
+        return {
+            "ids": [np.asarray(ids_of(text, tokenizer), np.int32) for text in texts],
+            "bytes": [len(text.encode()) for text in texts],
+        }
+
+    options = {"batched": True, "batch_size": _BATCH, "remove_columns": ["text"]}
+    if hasattr(found, "_fingerprint"):  # Stored. What is streamed is tokenized as it comes.
+        name = f"{found._fingerprint} {fingerprint(tokenizer)}"
+        options["new_fingerprint"] = hashlib.sha256(name.encode()).hexdigest()[:32]
+        options["desc"] = "tokenizing"
+    return found.map(batch, **options)
+
+
+def ids_of(text: str, tokenizer: Tokenizer) -> list[int]:
+    """Return a document's tokens, from BOS to EOS where the tokenizer has them."""
+    ids = tokenizer.encode(text, bos=tokenizer.bos_id is not None)
+    return [*ids, tokenizer.eos_id] if tokenizer.eos_id is not None else ids
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Return what two tokenizers share only if they cut texts into the same tokens."""
+    found = hashlib.sha256(repr((tokenizer.bos_id, tokenizer.eos_id)).encode())
+    for token in range(tokenizer.vocab_size):
+        found.update(tokenizer.token_text(token).encode() + b"\0")
+    return found.hexdigest()
+
+
+def split(found: Any, fraction: float) -> tuple[Any, Any]:
+    """Return what to learn from and what to measure with, by a hash of each text.
+
+    A text is on the same side whatever the order, the version of the dataset or the host; copies
+    of it are on one side, too.
+
+    Raises
+    ------
+    InputError
+        When `fraction` is not above 0 and below 1, or leaves one side empty.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"the share kept for validation is {fraction}; it must be within 0 and 1.")
+    edge = int(fraction * 2**32)
+
+    def side(kept: bool) -> Callable[[dict[str, Any]], bool]:
+        def here(row: dict[str, Any]) -> bool:
+            digest = hashlib.sha256(row["text"].encode()).digest()
+            return (int.from_bytes(digest[:4], "big") < edge) == kept
+
+        return here
+
+    sides = found.filter(side(False)), found.filter(side(True))
+    for part, what in zip(sides, ("learn from", "validate with"), strict=True):
+        if next(iter(part), None) is None:
+            raise InputError(
+                f"with {fraction:.1%} for validation there is no document left to {what}; "
+                "the corpus is too small, or choose another share."
+            )
+    return sides
+
+
+def read(found: Any) -> Iterator[np.ndarray]:
+    """Yield the token ids of every document, in order."""
+    for row in found:
+        yield np.asarray(row["ids"], np.int32)
