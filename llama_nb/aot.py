@@ -23,6 +23,7 @@ from llama_nb import cache as caches
 from llama_nb import compat, hlo, pod, roofline, sharding, topology
 from llama_nb.cache import KVCache
 from llama_nb.config import LlamaConfig
+from llama_nb.data.packing import Batch
 from llama_nb.errors import InputError
 from llama_nb.kernels.choice import Choice, choose
 from llama_nb.model import Llama, params_of
@@ -441,7 +442,7 @@ def _train(
     )
     return Program(
         train_step,
-        (params, state, _tokens(layout, batch, context)),
+        (params, state, Batch(*[_tokens(layout, batch, context)] * 2)),
         {"config": config, "optimizer": optimizer, "layout": layout},
         params,
         (),

@@ -173,7 +173,9 @@ class Llama(nnx.Module):
         fresh: bool = False,
         length: jax.Array | None = None,
         tp_axis: str | tuple[str, ...] | None = None,
+        segments: jax.Array | None = None,
         remat: bool = False,
+        policy: Callable[..., bool] | None = None,
     ) -> tuple[jax.Array, KVCache | None]:
         """Run the blocks and the last norm.
 
@@ -193,9 +195,14 @@ class Llama(nnx.Module):
         tp_axis
             Inside `jax.shard_map`: the mesh axes that split heads, features and vocabulary.
             Partial sums are added over them twice a layer, and once for the embedding.
+        segments
+            Without a cache: which document of its row each token is of, shape (B, T); documents
+            don't see each other.
         remat
             Without a cache: keep only the stream between the layers for the backward pass, and
             compute the rest again.
+        policy
+            What else is kept then, as in `jax.checkpoint`.
 
         Returns
         -------
@@ -211,6 +218,8 @@ class Llama(nnx.Module):
         starts = jnp.zeros((B,), jnp.int32) if cache is None else cache.starts
         first = 0 if attend_self else cache.length
         mask = layers.causal_mask(starts, first, T, T if attend_self else cache.capacity)
+        if segments is not None:
+            mask = mask & (segments[:, :, None] == segments[:, None])
         x = self.embedded(tokens, tp_axis)
         kernel = None
         if cache is not None and (fresh or T == 1):
@@ -237,7 +246,7 @@ class Llama(nnx.Module):
                 return layers.attention(q, *cache.read(index), mask, *cache.scales(index))
 
             run = functools.partial(block, cos=cos, sin=sin, attend=attend, join=join)
-            x = (jax.checkpoint(run) if remat else run)(x)
+            x = (jax.checkpoint(run, policy=policy) if remat else run)(x)
         return layers.rms_norm(x, compat.value(self.norm), self.config.norm_eps), cache
 
     def embedded(

@@ -14,6 +14,8 @@ from llama_nb.errors import InputError
 class Batch:
     """Rows to learn from; every array has shape (B, T).
 
+    Without the last three a row is one document, and all of it counts.
+
     Attributes
     ----------
     tokens
@@ -30,9 +32,9 @@ class Batch:
 
     tokens: jax.Array | np.ndarray
     targets: jax.Array | np.ndarray
-    segments: jax.Array | np.ndarray
-    positions: jax.Array | np.ndarray
-    weights: jax.Array | np.ndarray
+    segments: jax.Array | np.ndarray | None = None
+    positions: jax.Array | np.ndarray | None = None
+    weights: jax.Array | np.ndarray | None = None
 
 
 @dataclasses.dataclass
