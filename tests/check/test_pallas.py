@@ -5,9 +5,9 @@ from llama_nb import check
 
 def test_matmul_bytes(capsys):
     def right(M, N, K, bm, bn, bk, itemsize):
-        along_k = K > bk
+        along_k = bk < K
         x = M * K * (N // bn if along_k else 1)
-        w = K * N * (M // bm if along_k or N > bn else 1)
+        w = K * N * (M // bm if along_k or bn < N else 1)
         return itemsize * (x + w + M * N)
 
     def always_again(M, N, K, bm, bn, bk, itemsize):  # though a block may stay
