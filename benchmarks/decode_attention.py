@@ -87,7 +87,7 @@ def cell(batch: int, context: int, fill: str, copy: float, interpret: bool) -> d
         lengths = np.linspace(0.1, 0.4, batch) if batch > 1 else np.array([0.25])
         lengths = np.random.default_rng(0).permutation((lengths * context).astype(np.int64))
     # Both dtypes, cuDNN's own layout, and room to compute in.
-    layers = 2 if interpret else min(LAYERS, max(1, STACK // (4 * math.prod(shape))))
+    layers = 1 if interpret else min(LAYERS, max(1, STACK // (4 * math.prod(shape))))
     need = 12 * layers * math.prod(shape)
     stats = jax.devices()[0].memory_stats() or {}
     if not interpret and need > (room := stats.get("bytes_limit", 0) - stats["bytes_in_use"]):

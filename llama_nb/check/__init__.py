@@ -8,6 +8,8 @@ from llama_nb.check.attention import grouped_attention, merge_softmax, window_ma
 from llama_nb.check.caching import bucket, cache_view, left_pad
 from llama_nb.check.compiling import deeper, finish, talk
 from llama_nb.check.data_parallel import accumulate, exposed_seconds, pad_rows, token_mean
+from llama_nb.check.decode_kernel import blocks_read, online_update, window_block
+from llama_nb.check.flash import flash_bytes, tile_count, tile_kind
 from llama_nb.check.fsdp import best_mesh, microbatches, zero_bytes
 from llama_nb.check.int8 import (
     int8_scores,
@@ -33,6 +35,7 @@ __all__ = [
     "accumulate",
     "best_mesh",
     "best_offer",
+    "blocks_read",
     "bucket",
     "bytes_per_device",
     "bytes_per_token",
@@ -46,6 +49,7 @@ __all__ = [
     "ffn_dim",
     "find_tensor",
     "finish",
+    "flash_bytes",
     "fold_gain",
     "greedy",
     "grouped_attention",
@@ -58,6 +62,7 @@ __all__ = [
     "merge_softmax",
     "microbatches",
     "nucleus",
+    "online_update",
     "pad_rows",
     "param_count",
     "piece_slices",
@@ -79,12 +84,15 @@ __all__ = [
     "swiglu_gradient",
     "talk",
     "talk_bytes",
+    "tile_count",
+    "tile_kind",
     "to_halves",
     "to_neighbours",
     "token_mean",
     "tokens_read",
     "top_tokens",
     "unfinished_pairs",
+    "window_block",
     "window_mask",
     "write_int8",
     "zero_bytes",

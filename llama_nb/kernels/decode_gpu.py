@@ -29,7 +29,10 @@ OLDEST = 8.0  # compute capability: tensor cores that take bfloat16, copies that
 WARPS, STAGES = 4, 3  # threads / 32 of a program; blocks in flight
 
 ROWS = 16  # query rows of the smallest tensor-core product
-BYTES = 16 * 1024  # of keys in one block: with values and STAGES of them, two programs to an SM
+BYTES = (
+    16 * 1024
+)  # of keys in one block: with values and STAGES of them, two or three programs to an SM
+MOST = 128  # slots of a block, so that short sequences still have some for every SM
 PROGRAMS = 4  # to each SM: two at a time, and others to follow when those are short
 H100_SMS = 132  # where there is no GPU to ask
 
@@ -111,7 +114,7 @@ def decode_attention(
     key_scales, value_scales
         With int8: float32, shape (B, K, S).
     block
-        Slots of a block, a power of two from 16 on; by default those in 16 KiB.
+        Slots of a block, a power of two from 16 on; by default those in 16 KiB, or less.
     splits
         Programs to a sequence's KV head; by default as many as fill the GPU.
     interpret
@@ -137,7 +140,7 @@ def decode_attention(
     S = keys.shape[2]
     # Products of float32 are left to ordinary arithmetic, in registers: fewer slots at a time.
     slot = H * (8 if _dtype(q4, keys) == jnp.float32 else keys.dtype.itemsize)
-    block = block or max(ROWS, _power(BYTES // slot + 1) // 2)
+    block = block or min(max(ROWS, _power(BYTES // slot + 1) // 2), MOST)
     if block < ROWS or block & (block - 1):
         raise InputError(f"A block of the GPU kernel is a power of two from 16 on, not {block}.")
     if reason := MISSING or _refusal(keys):

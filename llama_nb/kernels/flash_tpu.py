@@ -72,10 +72,11 @@ def key_block(row: Any, column: Any, start: Any, length: Any, queries: int, keys
     """Return which block of keys a tile needs: its column, or the nearest its queries look at.
 
     A block that is asked for twice in a row is not read again, so that tiles without work read
-    nothing.
+    nothing; rows after the text stay where the text ended.
     """
     end = jnp.minimum((row + 1) * queries, length)
-    return jnp.clip(column, _div(start, keys), _div(jnp.maximum(end - 1, start), keys))
+    first, last = _div(start, keys), _div(jnp.maximum(end - 1, start), keys)
+    return jnp.clip(jnp.where(row * queries < length, column, last), first, last)
 
 
 def _div(number: Any, block: int) -> Any:
