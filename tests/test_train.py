@@ -68,12 +68,12 @@ def same(found, expected, atol=1e-5):
         np.testing.assert_allclose(a, b, atol=atol)
 
 
-@pytest.mark.parametrize("keep", ["nothing", "products"])
+@pytest.mark.parametrize("keep", ["nothing", pytest.param("products", marks=pytest.mark.slow)])
 def test_what_is_kept_changes_nothing(batch, plain, keep):
     same(step(batch, dataclasses.replace(PLAIN, keep=keep)), plain)
 
 
-@pytest.mark.parametrize("parts", [2, 4, 8])
+@pytest.mark.parametrize("parts", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_parts_add_up_to_the_batch(batch, parts):
     """Also where parts have different numbers of targets."""
     weights = np.array(batch.weights)
@@ -132,6 +132,7 @@ def test_only_what_counts_is_learnt(batch):
     assert float(step(a)[2]["tokens"]) == 40
 
 
+@pytest.mark.slow
 def test_z_loss_pulls_the_denominator(batch):
     _, _, numbers = step(batch, dataclasses.replace(PLAIN, z_loss=1e-2))
     assert float(numbers["loss"]) == pytest.approx(float(step(batch)[2]["loss"]), rel=1e-6)
@@ -152,6 +153,7 @@ def test_one_batch_is_learnt_by_heart(batch):
     assert float(numbers["loss"]) < 0.3  # First tokens of documents can't be known.
 
 
+@pytest.mark.slow
 def test_bfloat16_is_near(batch, plain):
     _, _, numbers = step(batch, Recipe())
     assert float(numbers["loss"]) == pytest.approx(float(plain[1]["loss"]), rel=0.01)

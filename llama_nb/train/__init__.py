@@ -5,6 +5,7 @@ step        loss, gradients and update, as one program
 """
 
 from llama_nb.train.optimizer import adamw, schedule
+from llama_nb.train.scores import Score, evaluate
 from llama_nb.train.step import Recipe, train_step
 
-__all__ = ["Recipe", "adamw", "schedule", "train_step"]
+__all__ = ["Recipe", "Score", "adamw", "evaluate", "schedule", "train_step"]

@@ -106,7 +106,7 @@ def test_kernel(drawn):
     agree(case, block=block, interpret=True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cases())
 def test_without_a_kernel(drawn):
     agree(drawn[0], implementation="xla")
@@ -211,6 +211,7 @@ def test_the_tpu_compiler_takes_it(name, dtype, K, G, H):
 
 
 @compiles
+@pytest.mark.slow
 def test_it_scores_no_worse_in_the_step_of_70b():
     config = dataclasses.replace(presets.get("llama3.1-70b"), num_layers=4)
     step = {

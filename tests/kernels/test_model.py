@@ -33,7 +33,7 @@ def said(attention, *, cache_dtype=None, mesh=None, strategy="tp"):
     return np.asarray(logits), tokens, np.asarray(more), session.attention
 
 
-@pytest.mark.parametrize("cache_dtype", [None, "int8"])
+@pytest.mark.parametrize("cache_dtype", [None, pytest.param("int8", marks=pytest.mark.slow)])
 def test_same_tokens(cache_dtype):
     plain, kernel = (said(name, cache_dtype=cache_dtype) for name in ("xla", "pallas"))
     assert plain[3].kind == "xla" and kernel[3] == Choice("pallas", "cpu", "cpu")
