@@ -1,9 +1,11 @@
 """From text to batches.
 
-corpus      documents by name: this machine's Python, known datasets, files
-tokens      their token ids, and which documents are kept for validation
-packing     documents side by side in rows, each seeing only itself
-batches     shuffled, endless, and resumable in the middle of an epoch
+    corpus      documents by name: this machine's Python, known datasets, files
+    tokens      their token ids, and which documents are kept for validation
+    packing     documents side by side in rows, each seeing only itself
+    batches     shuffled, endless, and resumable in the middle of an epoch
+
+Documents are `datasets`' own; what comes out are NumPy arrays.
 """
 
 from llama_nb.data.batches import Batches, Place

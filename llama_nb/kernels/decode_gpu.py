@@ -29,9 +29,7 @@ OLDEST = 8.0  # compute capability: tensor cores that take bfloat16, copies that
 WARPS, STAGES = 4, 3  # threads / 32 of a program; blocks in flight
 
 ROWS = 16  # query rows of the smallest tensor-core product
-BYTES = (
-    16 * 1024
-)  # of keys in one block: with values and STAGES of them, two or three programs to an SM
+BYTES = 16 * 1024  # of keys in one block: with values and STAGES, 2 or 3 programs fit an SM
 MOST = 128  # slots of a block, so that short sequences still have some for every SM
 PROGRAMS = 4  # to each SM: two at a time, and others to follow when those are short
 H100_SMS = 132  # where there is no GPU to ask
@@ -261,11 +259,10 @@ def merge(parts: jax.Array, lses: jax.Array) -> tuple[jax.Array, jax.Array]:
         Shapes (B, K, G, H) and (B, K, G).
     """
     top = lses.max(axis=2, keepdims=True)
-    weights = jnp.where(lses > NOTHING, jnp.exp(lses - top), 0.0)
+    weights = jnp.exp(lses - top)  # Where all are empty each counts, with zeros.
     total = weights.sum(axis=2)
-    some = jnp.where(total > 0, total, 1.0)
-    out = (weights[..., None] * parts).sum(axis=2) / some[..., None]
-    return out, top[:, :, 0] + jnp.log(some)
+    out = (weights[..., None] * parts).sum(axis=2) / total[..., None]
+    return out, top[:, :, 0] + jnp.log(total)
 
 
 def _dtype(queries: Any, keys: Any) -> Any:
