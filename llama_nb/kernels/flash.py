@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from llama_nb import layers
 from llama_nb.errors import InputError
@@ -38,7 +39,7 @@ def flash_attention(
         Keys and values of the same positions, shape (B, T, K, H), with N a multiple of K; dtype of
         `q`.
     starts, lengths
-        Shape (B,), integers.
+        Shape (B,), integers; traced values are taken as between 0 and T.
     implementation
         None is the kernel of the platform that the program is compiled for: ours on TPU, cuDNN's on
         GPU where it takes the inputs, XLA elsewhere. "pallas" interprets the TPU kernel on CPU,
@@ -115,6 +116,14 @@ def _check(q, k, v, starts, lengths, block) -> None:
         if numbers.shape != (B,) or not jnp.issubdtype(numbers.dtype, jnp.integer):
             raise InputError(
                 f"{name} is {numbers.dtype}{list(numbers.shape)}; wanted integers of shape ({B},)."
+            )
+        if isinstance(numbers, jax.core.Tracer):
+            continue
+        found = np.asarray(numbers)
+        if found.min() < 0 or found.max() > T:
+            raise InputError(
+                f"{name} go from {found.min()} to {found.max()}; prompts of {T} columns allow 0 to "
+                f"{T}."
             )
     if block is not None and (len(block) != 2 or any(size < 8 or size % 8 for size in block)):
         raise InputError(

@@ -226,6 +226,8 @@ BAD = {
     ),
     "starts is float32": lambda c: dict(starts=c.starts.astype(jnp.float32)),
     "lengths is int32[1]; wanted integers of shape (2,)": lambda c: dict(lengths=c.lengths[:1]),
+    "lengths go from 0 to 99; prompts of": lambda c: dict(lengths=jnp.array([0, 99])),
+    "starts go from -1 to 2; prompts of": lambda c: dict(starts=jnp.array([-1, 2])),
     "block is (12, 8)": lambda c: dict(block=(12, 8)),
     "'triton' is unknown": lambda c: dict(implementation="triton"),
 }
