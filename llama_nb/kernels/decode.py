@@ -166,7 +166,7 @@ def _check(q, keys, values, starts, lengths, key_scales, value_scales) -> None:
     if (keys.shape[0], keys.shape[3]) != (B, H) or K == 0 or N % K or 0 in (B, N, S, H):
         raise InputError(
             f"q of shape {q.shape} (B, N, H) does not fit keys of shape {keys.shape} (B, K, S, H): "
-            "B and H must be equal, and N a multiple of K."
+            "B and H must be equal, N a multiple of K, and none of them 0."
         )
     if values.shape != keys.shape or values.dtype != keys.dtype:
         raise InputError(

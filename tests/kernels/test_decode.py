@@ -133,7 +133,7 @@ def test_longer_than_one_block_by_one_score():
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 512), st.integers(0, 512)), min_size=1, max_size=6))
 def test_only_filled_blocks_are_fetched(pairs):
-    """A pipeline fetches a block when the next step names another one: count those changes."""
+    """A pipeline fetches a block when the next step, in order, names another one: count those."""
     starts, lengths = (np.asarray(x, np.int32) for x in zip(*pairs, strict=True))
     block = 128
     scalars = [np.asarray(x) for x in decode_tpu.plan(jnp.array(starts), jnp.array(lengths), block)]
