@@ -54,10 +54,10 @@ class Instruction:
 
     @property
     def cycles(self) -> int:
-        """The compiler's estimate; 0 where it gives none, or -1 (unsigned) as it sometimes does."""
+        """The compiler's estimate; 0 where it gives none, or days, or -1 (unsigned)."""
         found = re.search(r'"estimated_cycles":"?(\d+)', self.text)
         cycles = int(found.group(1)) if found else 0
-        return cycles if cycles < 2**63 else 0
+        return cycles if cycles < 2**50 else 0
 
     @property
     def is_kernel(self) -> bool:

@@ -198,7 +198,7 @@ def test_compiles_for_a_tpu(name):
 
 
 def test_cudnn_is_asked_for_text_at_the_front():
-    """Text moves to the front and back; what cuDNN is asked for lowers for a GPU."""
+    """Text moves to the front and back; XLA answers in cuDNN's place."""
     case = make((3, 16, 2, 2, 64), [0, 5, 16], [16, 14, 16], "bfloat16")
     attend = jax.nn.dot_product_attention
 
