@@ -50,4 +50,14 @@ def test_tile_kind():
     assert not check.tile_kind(  # never whole
         lambda *a: "cut" if right(*a) == "whole" else right(*a)
     )
+    for skip, future, past, inside in itertools.product((0, 1), repeat=4):  # one off at a corner
+
+        def near(row, column, queries, keys, window, off=(skip, future, past, inside)):
+            least = row * queries - (column + 1) * keys + 1
+            most = (row + 1) * queries - 1 - column * keys
+            if most < off[1] or least >= window + off[0]:
+                return "skip"
+            return "whole" if least >= off[2] and most < window + off[3] else "cut"
+
+        assert bool(check.tile_kind(near)) == (not skip + future + past + inside)
     assert not check.tile_kind(lambda *a: None)
