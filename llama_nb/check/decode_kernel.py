@@ -56,6 +56,7 @@ def window_block(function: Callable[[int, int, int, int], int]) -> Verdict:
             (1000, 256, 128),
             (1024, 256, 128),
             (1025, 256, 128),
+            (1023, 256, 128),  # begins in the last slot of a block
             (100, 256, 128),
             (640, 1, 128),
         ):

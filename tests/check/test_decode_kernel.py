@@ -50,4 +50,7 @@ def test_window_block(capsys):
     assert not check.window_block(lambda i, n, w, b: min(i, (n - 1) // b))  # reads everything
     assert not check.window_block(lambda i, n, w, b: min((n - w) // b + i, (n - 1) // b))  # < 0
     assert not check.window_block(lambda i, n, w, b: min(max(n - w, 0) // b + i, n // b))  # end
-    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert not check.window_block(  # begins a slot late
+        lambda i, n, w, b: min(max(n - w + 1, 0) // b + i, (n - 1) // b)
+    )
+    assert len(capsys.readouterr().out.splitlines()) == 6
