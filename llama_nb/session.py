@@ -180,7 +180,9 @@ class Session:
     def __init__(self, model: Llama, capacity: int | None = None, *, cache_dtype: Any = None):
         self.config, self.layout = model.config, model.layout
         self.params = params_of(model)
-        self.attention = choose(model.attention_impl, min(self.params["norm"].devices(), key=id))
+        norm = self.params["norm"]  # Parameters may be NumPy's; then they go where JAX puts them.
+        devices = norm.devices() if isinstance(norm, jax.Array) else jax.devices()
+        self.attention = choose(model.attention_impl, next(iter(devices)))
         self.limit = self.config.context if capacity is None else capacity
         if not 1 <= self.limit <= self.config.context:
             raise InputError(

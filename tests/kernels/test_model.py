@@ -12,7 +12,7 @@ from llama_nb.__main__ import main
 from llama_nb.errors import InputError
 from llama_nb.kernels import Choice
 from llama_nb.loading import load
-from llama_nb.model import Llama
+from llama_nb.model import Llama, params_of, with_params
 from llama_nb.session import Session
 
 CONFIG = dataclasses.replace(presets.get("tiny"), num_heads=4, num_kv_heads=2)
@@ -60,6 +60,12 @@ def test_same_tokens_on_a_mesh(mesh, strategy):
 
 def test_auto_is_xla_on_cpu():
     assert said("auto")[3].kind == "xla"
+
+
+def test_parameters_may_be_numpys():
+    model = Llama(CONFIG, rngs=nnx.Rngs(0))
+    model = with_params(CONFIG, jax.device_get(params_of(model)))
+    assert Session(model, 64).attention.kind == "xla"
 
 
 def test_unknown_names_are_refused(capsys):
