@@ -1,8 +1,8 @@
 """The decode step of 70B on sixteen v5e chips, and of 8B on one, as the TPU compiler schedules it.
 
 Whole steps, all layers, int8 weights and cache, compiled without a TPU and without options, with
-attention by XLA and by the decode kernel; the estimate is `llama_nb.hlo`'s. Beside it the same estimate for the best-known public example of
-Llama 3 in JAX, and what its authors measured.
+attention by XLA and by the decode kernel; the estimate is `llama_nb.hlo`'s. Beside it the same
+estimate for the best-known public example of Llama 3 in JAX, and what its authors measured.
 
     python benchmarks/pod_decode.py [--save]
 """
