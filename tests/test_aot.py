@@ -12,6 +12,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from llama_nb import aot, hlo, kernels, presets, roofline, sharding, topology
 from llama_nb.__main__ import main
+from llama_nb.aot.cost import measure
+from llama_nb.aot.programs import PROGRAMS, Step
 from llama_nb.errors import InputError
 
 try:
@@ -65,7 +67,8 @@ def test_deeper_models_cost_the_same_per_layer():
     where = topology.get("v5e:2x2")
     layout = sharding.layout(config, aot.mesh(where, "tp"), "tp")
     choice = kernels.choose("auto", where.devices[0])
-    cost, _ = aot._cost(aot._prefill(config, layout, 1, 512, None, choice), where)
+    step = Step(config, layout, 1, 512, None, choice)
+    cost, _ = measure(PROGRAMS["prefill"](step), where)
     assert extended.argument_bytes == pytest.approx(cost.arguments, rel=1e-3)
     assert extended.collectives == cost.collectives
     moving = max(cost.kernel_bytes / 819e6, cost.kernel_flops / 197e9)
