@@ -1,7 +1,7 @@
 """From documents to token ids, and which of them are kept to measure with."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,9 +80,3 @@ def split(found: Any, fraction: float) -> tuple[Any, Any]:
                 "the corpus is too small, or choose another share."
             )
     return sides
-
-
-def read(found: Any) -> Iterator[np.ndarray]:
-    """Yield the token ids of every document, in order."""
-    for row in found:
-        yield np.asarray(row["ids"], np.int32)
