@@ -4,14 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from llama_nb.errors import InputError
 from llama_nb.kernels import decode_xla
 from llama_nb.kernels.choice import Choice, dispatch
+from llama_nb.kernels.ragged import NOTHING, check_ends
 
-# The score of an unused slot, and the lse of no slots: finite, so that less itself it is 0.
-NOTHING = -1e30
 _LANES = 128
 # Bytes that a device reads of its memory in a microsecond, by the names JAX gives it, and most for
 # one block: keys and values have two copies each in a fast memory of which 16 MB are a kernel's.
@@ -188,16 +186,4 @@ def _check(q, keys, values, starts, lengths, key_scales, value_scales) -> None:
             raise InputError(
                 f"{name} is {scale.dtype}{list(scale.shape)}; wanted float32{[B, K, S]}."
             )
-    for name, numbers, least, most in (("starts", starts, 0, S), ("lengths", lengths, 0, S)):
-        if numbers.shape != (B,) or not jnp.issubdtype(numbers.dtype, jnp.integer):
-            raise InputError(
-                f"{name} is {numbers.dtype}{list(numbers.shape)}; wanted integers of shape ({B},)."
-            )
-        if isinstance(numbers, jax.core.Tracer) or not B:
-            continue
-        found = np.asarray(numbers)
-        if found.min() < least or found.max() > most:
-            raise InputError(
-                f"{name} go from {found.min()} to {found.max()}; a cache of {S} slots allows "
-                f"{least} to {most}."
-            )
+    check_ends(starts, lengths, B, S, f"a cache of {S} slots")

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from llama_nb.errors import InputError
-from llama_nb.kernels.decode import NOTHING
+from llama_nb.kernels.choice import refusal
+from llama_nb.kernels.ragged import NOTHING
 
 # Backend: all that is particular to Triton, besides masked loads and stores.
 try:
@@ -63,11 +64,8 @@ def _machine(device: jax.Device) -> str:
         return f"the kernel needs compute capability {OLDEST}, and this GPU has {capability}"
     q4, keys = (jax.ShapeDtypeStruct((1, 1, n, 64), jnp.bfloat16) for n in (1, 64))
     numbers = jax.ShapeDtypeStruct((1,), jnp.int32)
-    try:
-        jax.jit(decode_attention).lower(q4, keys, keys, numbers, numbers).compile()
-    except Exception as error:  # Whatever it is, XLA is the answer.
-        return f"the kernel does not compile here: {type(error).__name__}: {error}"
-    return ""
+    reason = refusal(decode_attention, q4, keys, keys, numbers, numbers)
+    return reason and f"the kernel does not compile here: {reason}"
 
 
 def _refusal(keys: Any) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from llama_nb.kernels.decode import NOTHING
+from llama_nb.kernels.ragged import NOTHING
 
 _LANES = 128
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from llama_nb import layers
 from llama_nb.errors import InputError
 from llama_nb.kernels.choice import Choice, dispatch
+from llama_nb.kernels.ragged import check_ends
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -112,19 +112,7 @@ def _check(q, k, v, starts, lengths, block) -> None:
             f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}; all must be the same of "
             f"{' and '.join(_DTYPES)}."
         )
-    for name, numbers in (("starts", starts), ("lengths", lengths)):
-        if numbers.shape != (B,) or not jnp.issubdtype(numbers.dtype, jnp.integer):
-            raise InputError(
-                f"{name} is {numbers.dtype}{list(numbers.shape)}; wanted integers of shape ({B},)."
-            )
-        if isinstance(numbers, jax.core.Tracer):
-            continue
-        found = np.asarray(numbers)
-        if found.min() < 0 or found.max() > T:
-            raise InputError(
-                f"{name} go from {found.min()} to {found.max()}; prompts of {T} columns allow 0 to "
-                f"{T}."
-            )
+    check_ends(starts, lengths, B, T, f"prompts of {T} columns")
     if block is not None and (len(block) != 2 or any(size < 8 or size % 8 for size in block)):
         raise InputError(
             f"block is {block}; it must be two multiples of 8: how many queries, how many keys."

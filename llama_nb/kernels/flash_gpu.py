@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from llama_nb.kernels.choice import refusal
+
 
 def available(dtype: jax.typing.DTypeLike, head_dim: int) -> str:
     """Return why cuDNN can't be used on this machine for such queries, or nothing if it can.
@@ -23,11 +25,8 @@ def available(dtype: jax.typing.DTypeLike, head_dim: int) -> str:
 def _refusal(head_dim: int) -> str:
     x = jax.ShapeDtypeStruct((1, 64, 1, head_dim), jnp.bfloat16)
     numbers = jax.ShapeDtypeStruct((1,), jnp.int32)
-    try:
-        jax.jit(flash_attention).lower(x, x, x, numbers, numbers).compile()
-    except Exception as error:  # Whatever it is, XLA is the answer.
-        return f"cuDNN refuses: {type(error).__name__}: {error}"
-    return ""
+    reason = refusal(flash_attention, x, x, x, numbers, numbers)
+    return reason and f"cuDNN refuses: {reason}"
 
 
 def flash_attention(

@@ -13,6 +13,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from llama_nb.kernels.decode import decode_attention
+from llama_nb.kernels.decode_xla import Part
 from llama_nb.kernels.flash import flash_attention
 
 
@@ -56,10 +57,9 @@ def decode(
             **options,
         )
         if slots is not None:
-            weight = jnp.exp(lse - lax.pmax(lse, slots))[..., None]
             # Devices that see nothing return zeros, and count only if none sees anything.
-            out, weight = lax.psum((out * weight, weight), slots)
-            out = out / weight
+            part = Part(out, lse[..., None], jnp.ones_like(lse)[..., None]).join_over(slots)
+            out = part.mixed / part.total
         return out.astype(q.dtype)
 
     cache = PartitionSpec(rows, heads, slots)
