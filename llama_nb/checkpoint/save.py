@@ -1,10 +1,12 @@
-"""From any checkpoint to a Hugging Face folder, one piece of one tensor at a time."""
+"""From any checkpoint, or from memory, to a Hugging Face folder, a piece of a tensor at a time."""
 
 import contextlib
 import json
 import math
+import os
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,21 @@ from llama_nb import disk
 from llama_nb.checkpoint import compressed
 from llama_nb.checkpoint.base import Checkpoint
 from llama_nb.checkpoint.load import open_checkpoint
+from llama_nb.checkpoint.memory import Memory
 from llama_nb.checkpoint.names import Entry, entries
 from llama_nb.checkpoint.shards import INDEX, Shard, Stored, index, plan, whole_or_nothing, write
-from llama_nb.checkpoint.tokens import tokenizer_files
-from llama_nb.config import to_hf
+from llama_nb.checkpoint.tokens import Extras, described, template_of, tokenizer_files
+from llama_nb.config import LlamaConfig, to_hf
 from llama_nb.errors import CorruptFileError, InputError, LlamaError
 from llama_nb.progress import bar
 from llama_nb.quantize import check_kind, quantize_rows
+from llama_nb.tokenizer import Tokenizer
 
 DTYPES = {"bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)), "float32": ("F32", np.dtype("f4"))}
 _JOB = ".convert.json"  # there while a conversion is unfinished
 _BLOCK = 1 << 24  # numbers that are in memory at a time: 64 MB in float32
 _SPARE = 1 << 24  # bytes for the small files
+_SHARD = 2_000_000_000  # bytes of the tensors in one file
 
 
 def convert(
@@ -35,7 +40,7 @@ def convert(
     *,
     dtype: str = "bfloat16",
     quant: str | None = None,
-    max_shard_bytes: int = 2_000_000_000,
+    max_shard_bytes: int = _SHARD,
     progress: bool = True,
 ) -> Path:
     """Write a checkpoint of any format as a Hugging Face folder, which `transformers` can load.
@@ -71,30 +76,101 @@ def convert(
         When `source` is absent or damaged.
     """
     source, target = Path(source), Path(target)
-    if dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}; known: {', '.join(DTYPES)}.")
-    check_kind(quant)
+    _check_options(dtype, quant)
     if target.resolve() == source.resolve():
         raise InputError(f"{target} is both source and target; name another folder to write to.")
     checkpoint = open_checkpoint(source)
     checkpoint.check()
-    todo = [(entry, _stored(entry, dtype, quant)) for entry in entries(checkpoint.config)]
-    shards = plan((stored for _, stored in todo), max_shard_bytes)
-    where = {stored[0].name: entry for entry, stored in todo}
     job = {
         "source": _fingerprint(source),
         "options": {"dtype": dtype, "quant": quant, "max_shard_bytes": max_shard_bytes},
     }
+    extras = tokenizer_files(source, checkpoint)
+    title = f"converting {source.name or source} to {quant or dtype}"
+    _write(checkpoint, target, extras, job, title if progress else None)
+    if progress and extras.note:
+        print(extras.note, file=sys.stderr, flush=True)
+    return target
+
+
+def save(
+    target: str | Path,
+    config: LlamaConfig,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer | None = None,
+    *,
+    dtype: str = "bfloat16",
+    quant: str | None = None,
+) -> Path:
+    """Write weights that are in memory as a Hugging Face folder.
+
+    `llama_nb.load`, `transformers` and `convert` read it. The folder is there when it is whole.
+
+    Parameters
+    ----------
+    target
+        A new or empty folder.
+    config, params
+        The model's shape, and its weights as `model.params_of` gives them.
+    tokenizer
+        Its tokenizer; without one the folder is of no use for text.
+    dtype, quant
+        As in `convert`.
+
+    Returns
+    -------
+    Path
+        `target`.
+
+    Raises
+    ------
+    InputError
+        When the weights are of another config, an option is unknown, or `target` is taken, not
+        writable or too small.
+    """
+    target = Path(target)
+    _check_options(dtype, quant)
+    checkpoint = Memory(config, params)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} is there already; name a new or empty folder to write to.")
+    extras = Extras({}, {})
+    if tokenizer is not None:
+        extras = described(tokenizer, config.context, template_of(tokenizer))
+    whole = target.with_name(target.name + ".partial")
+    with _errors_of(target):
+        shutil.rmtree(whole, ignore_errors=True)  # Of one that was cut short.
+        job = {"options": {"dtype": dtype, "quant": quant, "max_shard_bytes": _SHARD}}
+        _write(checkpoint, whole, extras, job, None)
+        os.replace(whole, target)
+    return target
+
+
+def _check_options(dtype: str, quant: str | None) -> None:
+    if dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}; known: {', '.join(DTYPES)}.")
+    check_kind(quant)
+
+
+def _write(
+    checkpoint: Checkpoint,
+    target: Path,
+    extras: Extras,
+    job: dict[str, Any],
+    title: str | None,
+) -> None:
+    """Write what `job` says, except what an earlier try left whole."""
+    dtype, quant = job["options"]["dtype"], job["options"]["quant"]
+    todo = [(entry, _stored(entry, dtype, quant)) for entry in entries(checkpoint.config)]
+    shards = plan((stored for _, stored in todo), job["options"]["max_shard_bytes"])
+    where = {stored[0].name: entry for entry, stored in todo}
     with _errors_of(target):
         kept = _kept(target, job, shards)
         missing = [shard for shard in shards if shard not in kept]
-        extras = tokenizer_files(source, checkpoint)
         _check_room(target, sum(shard.size for shard in missing) + _SPARE)
         target.mkdir(parents=True, exist_ok=True)
         _put(target / _JOB, job)
-        title = f"converting {source.name or source} to {quant or dtype}"
         done, total = 0, sum(shard.size for shard in missing)
-        with bar(title, total, quiet=not progress) as show:
+        with bar(title or "", total, quiet=title is None) as show:
             for shard in missing:
                 wanted = [where[t.name] for t in shard.tensors if t.name in where]
                 pieces = (p for e in wanted for p in _pieces(checkpoint, e, dtype, quant))
@@ -109,9 +185,6 @@ def convert(
         _put(target / INDEX, index(shards))
         _put(target / "config.json", config)  # last: it makes the folder a model
         (target / _JOB).unlink()
-    if progress and extras.note:
-        print(extras.note, file=sys.stderr, flush=True)
-    return target
 
 
 def _stored(entry: Entry, dtype: str, quant: str | None) -> tuple[Stored, ...]:

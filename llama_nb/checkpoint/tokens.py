@@ -18,7 +18,7 @@ _COPIED = (
     *("added_tokens.json", "chat_template.jinja", "generation_config.json"),
 )
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# How chat models of Meta's are spoken to, which their own files leave to the code.
+# How each chat format is written: Meta's own files leave it to the code, and so does memory.
 _TEMPLATES = {
     "llama3": (
         "{{ bos_token }}{% for message in messages %}"
@@ -35,6 +35,19 @@ _TEMPLATES = {
         "{{ bos_token + '[INST] ' + ((system if loop.first else '') + message['content']) | trim"
         " + ' [/INST]' }}{% else %}{{ ' ' + message['content'] | trim + ' ' + eos_token }}"
         "{% endif %}{% endfor %}"
+    ),
+    "chatml": (
+        "DEFAULT{% for message in messages %}"
+        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "deepseek": (
+        "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}"
+        "{{ message['content'] }}{% elif message['role'] == 'user' %}"
+        "{{ '<｜User｜>' + message['content'] }}{% else %}"
+        "{{ '<｜Assistant｜>' + message['content'].split('</think>')[-1] + eos_token }}"
+        "{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<｜Assistant｜>THOUGHT' }}{% endif %}"
     ),
 }
 
@@ -73,20 +86,35 @@ def tokenizer_files(source: Path, checkpoint: Checkpoint) -> Extras:
         return Extras({}, {}, _no_tokenizer(source))
     except LlamaError as error:  # The weights are good without it.
         return Extras({}, {}, f"no tokenizer was written: {error}")
+    template = metadata.get("tokenizer.chat_template") if metadata else template_of(tokenizer)
+    pad = metadata.get("tokenizer.ggml.padding_token_id")
+    return described(tokenizer, checkpoint.config.context, template, pad)
+
+
+def described(
+    tokenizer: Tokenizer, context: int, template: str | None = None, pad: int | None = None
+) -> Extras:
+    """Return a tokenizer's files.
+
+    Parameters
+    ----------
+    context
+        The longest text of the model that it belongs to, in tokens.
+    template
+        How a conversation is written, as `transformers` reads it.
+    pad
+        The token that fills rows, if there is one.
+    """
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": tokenizer.add_bos,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": checkpoint.config.context,
+        "model_max_length": context,
     }
     names = {i: name for name, i in tokenizer.special.items()}
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
-    pad = metadata.get("tokenizer.ggml.padding_token_id")
     marks = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id, "pad_token": pad}
     settings |= {key: names[token] for key, token in marks.items() if token in names}
-    template = metadata.get("tokenizer.chat_template")
-    if not metadata:
-        template = _TEMPLATES.get(tokenizer.chat_format or "")
     if template is not None:
         settings["chat_template"] = template
     files: dict[str, bytes | dict[str, Any]] = {"tokenizer.json": tokenizer_json(tokenizer)}
@@ -97,6 +125,19 @@ def tokenizer_files(source: Path, checkpoint: Checkpoint) -> Extras:
     generation = {**ids, "eos_token_id": ends if len(ends) > 1 else tokenizer.eos_id}
     files |= {"tokenizer_config.json": settings, "generation_config.json": generation}
     return Extras(files, ids)
+
+
+def template_of(tokenizer: Tokenizer) -> str | None:
+    """Return the template of a tokenizer's chat format, for files that brought none."""
+    template = _TEMPLATES.get(tokenizer.chat_format or "")
+    if template is None:
+        return None
+    first = ""
+    if tokenizer.default_system is not None:
+        first = f"<|im_start|>system\n{tokenizer.default_system}<|im_end|>\n"
+        first = "{% if messages[0]['role'] != 'system' %}" + first + "{% endif %}"
+    thought = "<think>\n" if tokenizer.opens_thought else ""
+    return template.replace("DEFAULT", first).replace("THOUGHT", thought)
 
 
 def _no_tokenizer(source: Path) -> str:
