@@ -17,6 +17,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from llama_nb import packed
 from llama_nb.config import RopeScaling
+from llama_nb.lora import LowRank
 
 # What multiplies matrices is one program outside of `jit` too. Operation by operation, the CPU
 # backend of jax 0.7.2 now and then returns wrong products with a matrix that was just reshaped.
@@ -237,7 +238,9 @@ def causal_mask(starts: jax.Array, first: jax.Array | int, T: int, S: int) -> ja
 
 
 @functools.partial(_one_program, static_argnames=("contract",))
-def dense(x: jax.Array, weight: jax.Array | packed.Packed, contract: int = 1) -> jax.Array:
+def dense(
+    x: jax.Array, weight: jax.Array | packed.Packed | LowRank, contract: int = 1
+) -> jax.Array:
     """Multiply the last `contract` axes of `x` with the first `contract` axes of `weight`.
 
     Written as one product of two matrices: XLA's CPU backend streams those at the memory's speed
@@ -248,13 +251,17 @@ def dense(x: jax.Array, weight: jax.Array | packed.Packed, contract: int = 1) ->
     x
         Shape (B, T, *inputs).
     weight
-        Shape (*inputs, *outputs), `contract` of them inputs; an array, or one kept in fewer bits.
+        Shape (*inputs, *outputs), `contract` of them inputs; an array, one kept in fewer bits, or
+        one with a change of low rank.
 
     Returns
     -------
     jax.Array
         Shape (B, T, *outputs), dtype of `x`.
     """
+    if isinstance(weight, LowRank):
+        change = dense(dense(x, weight.a, contract), weight.b)
+        return dense(x, weight.base, contract) + weight.scale * change
     if _on_explicit_axes(x):
         return _explicit_product(x, _wide(weight, x), contract)
     inputs, outputs = weight.shape[:contract], weight.shape[contract:]

@@ -76,6 +76,18 @@ CHIPS: dict[str, Chip] = {
     )
 }
 
+# What JAX calls them; where one name begins another, the longer comes first.
+_KINDS = {
+    "TPU v4": "TPU v4",
+    "TPU v5 lite": "TPU v5e",
+    "TPU v5": "TPU v5p",
+    "TPU v6": "TPU v6e",
+    "TPU7x": "TPU v7x",
+    "A100": "A100",
+    "H100": "H100",
+    "H200": "H200",
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Step:
@@ -285,22 +297,37 @@ def floor(config: LlamaConfig, step: Step, chip: Chip, chips: int = 1) -> Floor:
     )
 
 
-def train_floor(config: LlamaConfig, batch: int, context: int, chip: Chip, chips: int = 1) -> Floor:
-    """Return the least time of a training step of AdamW on `chips` chips that split all evenly.
+def train_flops(config: LlamaConfig, batch: int, context: int) -> float:
+    """Return the FLOPs of a training step of `batch` rows of `context` tokens.
 
     The backward pass costs twice the forward one: a product with respect to each of its factors.
-    The update reads and writes weights and both moments, float32 each.
     """
     forward = total(ops(config, prefill(batch, context))).flops
     # Training wants the logits of every position, not only of the last.
-    forward += 2 * batch * (context - 1) * config.embed_dim * config.vocab_size
+    return 3 * (forward + 2 * batch * (context - 1) * config.embed_dim * config.vocab_size)
+
+
+def train_floor(config: LlamaConfig, batch: int, context: int, chip: Chip, chips: int = 1) -> Floor:
+    """Return the least time of a training step of AdamW on `chips` chips that split all evenly.
+
+    The update reads and writes weights and both moments, float32 each.
+    """
     held = 12 * config.param_count() / chips
     return Floor(
-        compute=3 * forward / chips / chip.flops,
+        compute=train_flops(config, batch, context) / chips / chip.flops,
         memory=2 * held / chip.bandwidth,
         held=held,
         fits=held <= chip.capacity,
     )
+
+
+def here() -> Chip:
+    """Return the device that JAX uses: as its maker says where that is known, else measured."""
+    kind = jax.devices()[0].device_kind
+    for mark, name in _KINDS.items():
+        if mark in kind:
+            return CHIPS[name]
+    return measure()
 
 
 def measure(repeats: int = 5) -> Chip:

@@ -173,3 +173,16 @@ def test_this_machines_python():
     streamed = data.documents("python-docs", streaming=True)
     first = [row["text"] for row in itertools.islice(streamed, 3)]
     assert first == found["text"][:3]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pieces_predict_every_token_once(streaming):
+    """Cut or whole, the same pairs of a token and the next one are learnt."""
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, 9, n).tolist() for n in (1, 2, 5, 6, 7, 11, 12, 30)]
+    found = datasets.Dataset.from_dict({"ids": ids, "bytes": [1] * len(ids)})
+    cut = data.pieces(found.to_iterable_dataset() if streaming else found, 5)
+    parts = [row["ids"] for row in cut]
+    assert all(2 <= len(part) <= 6 for part in parts)
+    learnt = [pair for part in parts for pair in itertools.pairwise(part)]
+    assert learnt == [pair for document in ids for pair in itertools.pairwise(document)]

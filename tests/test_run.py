@@ -1,6 +1,7 @@
 """Runs that are killed and go on; what can't be a run is refused."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_nb import presets, sharding
+from llama_nb import disk, presets, sharding
 from llama_nb.errors import CorruptFileError, InputError
 from llama_nb.train.checkpoints import Checkpoints
 from llama_nb.train.run import DivergedError, Run, Settings
@@ -79,6 +80,112 @@ def test_killed_and_resumed_it_is_the_same_run(whole, tmp_path, kills, seed):
     rest = list(run(folder, resume=True))
     assert rest and rest[-1]["step"] == 12
     assert logged(folder) == whole
+
+
+CUT = """
+import os, signal, sys, threading
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_run import run
+folder = Path(sys.argv[1])
+
+def kill():
+    while not list((folder / "checkpoints").glob("8.*tmp*")):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+for row in run(folder):
+    if row["step"] == 7:
+        while not (folder / "checkpoints/4").exists():
+            pass
+        threading.Thread(target=kill).start()
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_a_checkpoint_is_written(whole, tmp_path):
+    """What was being written is lost, what was written before is not."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", CUT.format(tests=os.path.dirname(__file__)), folder]
+    assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
+    assert {path.name.partition(".")[0] for path in (folder / "checkpoints").iterdir()} == {
+        "4",
+        "8",
+    }
+    again = run(folder, resume=True)
+    assert again.step == (8 if (folder / "checkpoints/8").exists() else 4)
+    list(again)
+    assert logged(folder) == whole
+    assert [path.name for path in sorted((folder / "checkpoints").glob("*"))] == ["12", "4", "8"]
+
+
+FULL = """
+import resource, sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from llama_nb.errors import InputError
+from test_run import run
+folder = Path(sys.argv[1])
+try:
+    for row in run(folder):
+        if row["step"] == 6:  # From here on no file may grow beyond this size.
+            while not (folder / "checkpoints/4").exists():
+                time.sleep(0.01)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
+except InputError as error:
+    print(row["step"], error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [30_000, 100])
+def test_a_full_disk_loses_nothing(whole, tmp_path, size):
+    """Found by the thread that writes a checkpoint, or when a line is logged."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", FULL.format(tests=os.path.dirname(__file__)), folder]
+    child = subprocess.run([*command, str(size)], capture_output=True, text=True, check=True)
+    step, sentence = child.stdout.strip().split(" ", 1)
+    assert 6 <= int(step) < 12
+    assert sentence == (
+        f"there is no room left in {folder}; what was saved there before is whole. Make room and "
+        "go on with --resume."
+    )
+    again = run(folder, resume=True)
+    assert again.step == 4
+    list(again)
+    assert logged(folder) == whole
+    assert [path.name for path in sorted((folder / "checkpoints").glob("*"))] == ["12", "4", "8"]
+
+
+def test_a_checkpoint_is_begun_only_where_there_is_room(whole, tmp_path, monkeypatch):
+    folder, free = tmp_path / "run", [10**9, 1000]
+    monkeypatch.setattr(disk, "free_bytes", lambda _: free.pop(0))
+    with pytest.raises(InputError, match=r"there is no room left in .* whole\. Make room"):
+        list(run(folder))
+    monkeypatch.undo()
+    again = run(folder, resume=True)
+    assert again.step == 4
+    list(again)
+    assert logged(folder) == whole
+
+
+def test_a_folder_that_can_not_be_written_to(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(tmp_path), "write_text", full)
+        with pytest.raises(InputError, match="there is no room left in"):
+            run(tmp_path / "run")
+    run(tmp_path / "run").close()  # Nothing of the first try is in the way.
+
+
+def test_tokens_beyond_the_vocabulary(tmp_path):
+    config = dataclasses.replace(CONFIG, vocab_size=250)
+    with pytest.raises(
+        InputError, match=r"have token 25\d, and this model's vocabulary ends at 249"
+    ):
+        list(run(tmp_path / "run", config=config))
 
 
 def test_resumed_in_the_same_process(whole, tmp_path):

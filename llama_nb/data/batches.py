@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_nb.data.packing import Batch, Row, stack
+from llama_nb.data.packing import Batch, Row, read, stack
 from llama_nb.errors import InputError
 
 BUFFER = 10_000  # Documents of a stream that are shuffled among themselves.
@@ -29,17 +29,25 @@ class Place:
     token: int = 0
 
 
+# A document's tokens, which of them are to be predicted (None: all), and where to go on.
+_Piece = tuple[np.ndarray, np.ndarray | None, Place]
+
+
 class Batches:
     """An endless iterator over batches, one epoch after the other.
 
     Every epoch has its own order, drawn from the seed. `place` says where the next batch begins;
     an iterator made with it goes on there, with the same batches.
 
+    Documents fill the rows and are cut where one ends. Conversations are not, so that no answer
+    loses its question: one that doesn't fit begins the next row, and of one longer than a row only
+    the first T tokens are learnt.
+
     Parameters
     ----------
     documents
-        From `tokens.tokenize`: stored (then all of it is shuffled) or streamed (then `buffer`
-        documents at a time are).
+        From `tokens.tokenize` or `chats.tokenize_chats`: stored (then all of it is shuffled) or
+        streamed (then `buffer` documents at a time are).
     batch, T
         Rows, and tokens of each: B and T.
     seed
@@ -52,7 +60,7 @@ class Batches:
     Raises
     ------
     InputError
-        When the corpus doesn't fill a batch.
+        When the corpus doesn't fill a batch, or its conversations have no answer within a row.
     """
 
     def __init__(
@@ -73,7 +81,7 @@ class Batches:
         self.place, self.buffer = place or Place(), buffer
         self._stored = hasattr(documents, "__len__")
         self._source = self._from(self.place)
-        self._begun: tuple[np.ndarray, Place] | None = None
+        self._begun: _Piece | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -83,11 +91,15 @@ class Batches:
         for _ in range(self.batch):
             row = Row(self.T)
             while not row.full:
-                ids, here = self._begun or next(self._source)
-                end = row.put(ids, here.token)
-                if end < len(ids) - 1:  # The next row goes on with it.
+                ids, learn, here = self._begun or next(self._source)
+                rest = len(ids) - 1 - here.token
+                if learn is not None and row.used > 0 and self.T - row.used < rest:
+                    self._begun = ids, learn, here
+                    break
+                end = row.put(ids, here.token, learn)
+                if learn is None and end < len(ids) - 1:  # The next row goes on with it.
                     here = dataclasses.replace(here, token=end)
-                    self._begun = ids, here
+                    self._begun = ids, learn, here
                 else:
                     here = dataclasses.replace(here, document=here.document + 1, token=0)
                     self._begun = None
@@ -95,28 +107,39 @@ class Batches:
         self.place = here
         return stack(rows)
 
-    def _from(self, place: Place) -> Iterator[tuple[np.ndarray, Place]]:
+    def _from(self, place: Place) -> Iterator[_Piece]:
         """Yield documents and where they begin, epoch after epoch."""
         for epoch in itertools.count(place.epoch):
             start = place if epoch == place.epoch else Place(epoch)
-            learnt = 0
-            for number, ids in enumerate(self._order(epoch, start.document), start.document):
+            learnt, needed = 0, self.batch * self.T
+            documents = self._order(epoch, start.document)
+            for number, (ids, learn) in enumerate(documents, start.document):
                 token = start.token if number == start.document else 0
+                if learn is not None:
+                    needed = 1  # Rows are padded, so any number of answers fills a batch.
+                    if not learn[1 : self.T + 1].any():
+                        continue
                 if len(ids) - 1 > token:
                     learnt += len(ids) - 1
-                    yield ids, Place(epoch, number, token)
-            if start == Place(epoch) and learnt < self.batch * self.T:
+                    yield ids, learn, Place(epoch, number, token)
+            if start != Place(epoch) or learnt >= needed:
+                continue
+            if needed == 1:
                 raise InputError(
-                    f"the corpus has {learnt:,} tokens to learn, less than a batch of "
-                    f"{self.batch} x {self.T}; choose smaller batches or a larger corpus."
+                    f"no conversation has an answer within its first {self.T} tokens; choose "
+                    "longer rows."
                 )
+            raise InputError(
+                f"the corpus has {learnt:,} tokens to learn, less than a batch of "
+                f"{self.batch} x {self.T}; choose smaller batches or a larger corpus."
+            )
 
-    def _order(self, epoch: int, first: int) -> Iterator[np.ndarray]:
+    def _order(self, epoch: int, first: int) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Yield an epoch's documents in its order, from number `first` on."""
         if self._stored:
             order = np.random.default_rng((self.seed, epoch)).permutation(len(self.documents))
             for index in order[first:]:
-                yield np.asarray(self.documents[int(index)]["ids"], np.int32)
+                yield read(self.documents[int(index)])
             return
         block = first // self.buffer
         rest = iter(self.documents.skip(block * self.buffer))
@@ -124,5 +147,5 @@ class Batches:
         while chunk := list(itertools.islice(rest, self.buffer)):
             order = np.random.default_rng((self.seed, epoch, block)).permutation(len(chunk))
             for index in order[skipped:]:
-                yield np.asarray(chunk[index]["ids"], np.int32)
+                yield read(chunk[index])
             block, skipped = block + 1, 0

@@ -62,20 +62,36 @@ def documents(
         if not files:
             raise InputError(f"{path} holds no text: no file ends in {', '.join(_TEXTS)}.")
         found = _read("text", files, streaming, sample_by="document")
-    elif path.is_file():
-        reader = _READERS.get(path.suffix)
-        if reader is None:
-            found = _read("text", [str(path)], streaming, sample_by="document")
-        else:
-            found = _read(reader, [str(path)], streaming)
-    elif path.suffix in (*_READERS, *_TEXTS):
-        raise MissingFileError(f"there is no file {path}.")
+    elif path.is_file() and path.suffix not in _READERS:
+        found = _read("text", [str(path)], streaming, sample_by="document")
     else:
-        found = _hub(name, split, streaming)
-    found = _only(found, column if name not in OWN else "text", name)
+        found = rows(source, split, streaming)
+    found = only(found, column if name not in OWN else "text", "text", name).filter(_has_text)
     if next(iter(found), None) is None:
         raise InputError(f"{name} has no text to learn from.")
     return found
+
+
+def rows(source: str | Path, split: str, streaming: bool) -> Any:
+    """Return what a .json, .jsonl, .csv or .parquet file or a dataset on the Hub has, as it is."""
+    path = Path(source)
+    if path.is_file():
+        reader = _READERS.get(path.suffix)
+        if reader is None:
+            raise InputError(f"{path} is none of: {', '.join(_READERS)}.")
+        return _read(reader, [str(path)], streaming)
+    if path.suffix in (*_READERS, *_TEXTS):
+        raise MissingFileError(f"there is no file {path}.")
+    return _hub(str(source), split, streaming)
+
+
+def only(found: Any, column: str, name: str, source: str) -> Any:
+    """Keep one column, under another name."""
+    columns = found.column_names or list(next(iter(found), {}))
+    if column not in columns:
+        raise InputError(f"{source} has no column {column!r}; it has: {', '.join(columns)}.")
+    found = found.remove_columns([other for other in columns if other != column])
+    return found if column == name else found.rename_column(column, name)
 
 
 def _python(kind: str, version: str) -> Iterator[dict[str, str]]:
@@ -119,6 +135,8 @@ def _read(reader: str, files: list[str], streaming: bool, **options: Any) -> Any
     except (ValueError, datasets.exceptions.DatasetGenerationError) as error:
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise InputError(f"{files[0]} can't be read as {reader}: {reason}") from None
+    except StopIteration:
+        raise InputError(f"{files[0]} has nothing in it.") from None
 
 
 def _hub(name: str, split: str, streaming: bool) -> Any:
@@ -144,17 +162,6 @@ def _hub(name: str, split: str, streaming: bool) -> Any:
             f"({type(error).__name__}); check the name and the connection, or use python-docs, "
             "which is on every machine."
         ) from None
-
-
-def _only(found: Any, column: str, name: str) -> Any:
-    """Keep the column of texts, as "text", and the rows that have any."""
-    columns = found.column_names or list(next(iter(found), {}))
-    if column not in columns:
-        raise InputError(f"{name} has no column {column!r}; it has: {', '.join(columns)}.")
-    found = found.remove_columns([other for other in columns if other != column])
-    if column != "text":
-        found = found.rename_column(column, "text")
-    return found.filter(_has_text)
 
 
 def _has_text(row: dict[str, Any]) -> bool:

@@ -1,7 +1,8 @@
 """Documents side by side in rows of equal length, each seeing only itself."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -82,15 +83,19 @@ def stack(rows: list[Row]) -> Batch:
     return Batch(**{name: np.stack([row.arrays[name] for row in rows]) for name in rows[0].arrays})
 
 
-def pack(documents: Iterator[np.ndarray], T: int) -> Iterator[Row]:
+def pack(
+    documents: Iterator[np.ndarray | tuple[np.ndarray, np.ndarray | None]], T: int
+) -> Iterator[Row]:
     """Yield full rows, and a last one that is padded.
 
-    A document that doesn't fit goes on in the next row, where it has forgotten its beginning.
+    A document that doesn't fit goes on in the next row, where it has forgotten its beginning. A
+    conversation begins the next row instead, and is cut only where it is longer than a row.
 
     Parameters
     ----------
     documents
-        Token ids, shape (n,) each; what has no next token is left out.
+        Token ids, shape (n,) each, or pairs of them and `learn`, as `Row.put` takes it; what has
+        no next token is left out.
     T
         Tokens per row.
 
@@ -102,12 +107,22 @@ def pack(documents: Iterator[np.ndarray], T: int) -> Iterator[Row]:
     if T < 1:
         raise InputError(f"rows of {T} tokens were asked for; they need at least 1.")
     row = Row(T)
-    for ids in documents:
+    for document in documents:
+        ids, learn = document if isinstance(document, tuple) else (document, None)
         first = 0
+        if learn is not None and row.used and T - row.used < len(ids) - 1:
+            yield row
+            row = Row(T)
         while first < len(ids) - 1:
-            first = row.put(ids, first)
+            first = row.put(ids, first, learn)
             if row.full:
                 yield row
                 row = Row(T)
     if row.used:
         yield row
+
+
+def read(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return a tokenized document's ids and, of a conversation, which are to be predicted."""
+    learn = row.get("learn")
+    return np.asarray(row["ids"], np.int32), None if learn is None else np.asarray(learn, bool)

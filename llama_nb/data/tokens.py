@@ -1,6 +1,8 @@
 """From documents to token ids, and which of them are kept to measure with."""
 
 import hashlib
+import itertools
+import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,28 @@ def tokenize(found: "Dataset | IterableDataset", tokenizer: Tokenizer) -> Any:
     return found.map(batch, **options)
 
 
+def pieces(tokenized: Any, T: int) -> Any:
+    """Return documents cut into pieces that fill a row of T tokens, so that rows are shuffled.
+
+    A row reads T tokens and predicts T, so neighbouring pieces share the token between them.
+    Otherwise a file of a hundred rows would fill the batches of ten steps in a row.
+
+    Parameters
+    ----------
+    tokenized
+        From `tokenize`, stored or streamed.
+    """
+    options = {"desc": "cutting"} if hasattr(tokenized, "_fingerprint") else {}
+    return tokenized.map(
+        _cut, batched=True, remove_columns=["ids", "bytes"], fn_kwargs={"T": T}, **options
+    )
+
+
+def _cut(rows: dict[str, list[Any]], T: int) -> dict[str, list[Any]]:
+    documents = (np.asarray(ids, np.int32) for ids in rows["ids"])
+    return {"ids": [ids[i : i + T + 1] for ids in documents for i in range(0, len(ids) - 1, T)]}
+
+
 def ids_of(text: str, tokenizer: Tokenizer) -> list[int]:
     """Return a document's tokens, from BOS to EOS where the tokenizer has them."""
     ids = tokenizer.encode(text, bos=tokenizer.bos_id is not None)
@@ -50,11 +74,28 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return found.hexdigest()
 
 
+def fingerprint_of(documents: Any, most: int = 64) -> str:
+    """Return what two corpora of tokens share only if they are, very likely, the same.
+
+    Of stored documents, up to `most` are looked at, evenly spread; of a stream the first.
+    """
+    if hasattr(documents, "__len__"):
+        count = len(documents)
+        places = sorted({i * (count - 1) // (most - 1) for i in range(most)}) if count else []
+        rows = (documents[place] for place in places)
+    else:
+        count, rows = None, itertools.islice(documents, most)
+    found = hashlib.sha256(repr(count).encode())
+    for row in rows:
+        found.update(np.asarray(row["ids"], np.int32).tobytes() + b"|")
+    return found.hexdigest()[:16]
+
+
 def split(found: Any, fraction: float) -> tuple[Any, Any]:
     """Return what to learn from and what to measure with, by a hash of each text.
 
-    A text is on the same side whatever the order, the version of the dataset or the host; copies
-    of it are on one side, too.
+    A text, or a conversation, is on the same side whatever the order, the version of the dataset
+    or the host; copies of it are on one side, too.
 
     Raises
     ------
@@ -67,7 +108,8 @@ def split(found: Any, fraction: float) -> tuple[Any, Any]:
 
     def side(kept: bool) -> Callable[[dict[str, Any]], bool]:
         def here(row: dict[str, Any]) -> bool:
-            digest = hashlib.sha256(row["text"].encode()).digest()
+            text = row["text"] if "text" in row else json.dumps(row["messages"])
+            digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
             return (int.from_bytes(digest[:4], "big") < edge) == kept
 
         return here

@@ -1,11 +1,14 @@
 """What a run needs to go on: weights, the optimizer's state, and its place in the data."""
 
 import dataclasses
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from llama_nb import disk
 from llama_nb.data import Place
 from llama_nb.errors import CorruptFileError
 
@@ -28,7 +31,9 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
         self._args = ocp.args
 
@@ -37,14 +42,27 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, place: Place) -> None:
-        """Begin to write a state; it is copied before this returns."""
+        """Begin to write a state; it is copied before this returns.
+
+        Raises
+        ------
+        OSError
+            When there is no room for it: before it is begun, or in the words of whoever noticed.
+        """
         args = self._args
+        self._manager.wait_until_finished()
+        if sum(leaf.nbytes for leaf in jax.tree.leaves(state)) > disk.free_bytes(self.folder):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.folder))
         self._manager.save(
             step,
             args=args.Composite(
                 state=args.StandardSave(state), place=args.JsonSave(dataclasses.asdict(place))
             ),
         )
+
+    def check(self) -> None:
+        """Raise what went wrong in the background."""
+        self._manager.check_for_errors()
 
     def restore(self, step: int, like: Any) -> tuple[Any, Place]:
         """Return what was saved.
@@ -79,6 +97,8 @@ class Checkpoints:
         return found["state"], Place(**found["place"])
 
     def close(self) -> None:
-        """Wait until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait until everything is written, or has failed."""
+        try:
+            self._manager.wait_until_finished()
+        finally:
+            self._manager.close()

@@ -1,7 +1,7 @@
 """A run: from a corpus to a trained model, in a folder that survives being killed."""
 
+import contextlib
 import dataclasses
-import fcntl
 import json
 import math
 import os
@@ -12,17 +12,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
-from llama_nb import disk, sharding
+from llama_nb import disk, roofline, sharding
 from llama_nb.config import LlamaConfig
 from llama_nb.data import Batches, Place
+from llama_nb.data.tokens import fingerprint_of
 from llama_nb.errors import InputError, LlamaError
-from llama_nb.model import Llama, params_of
 from llama_nb.sharding import Layout
+from llama_nb.train import start as starts
 from llama_nb.train.checkpoints import Checkpoints
-from llama_nb.train.optimizer import adamw
+from llama_nb.train.folder import LOG, claim, cut_log, identify
+from llama_nb.train.optimizer import adamw, schedule
+from llama_nb.train.scores import Score, evaluate
 from llama_nb.train.step import Recipe, train_step
+from llama_nb.train.tuning import Full, Kind, combine, merge
 
 
 class DivergedError(LlamaError, FloatingPointError):
@@ -61,6 +64,12 @@ class Settings:
             raise InputError(
                 f"a batch of {self.batch} can't be computed in {self.recipe.accumulate} parts."
             )
+        schedule(self.peak, self.steps, self.warmup, self.end)
+        if not (self.decay >= 0 and self.clip > 0):
+            raise InputError(
+                f"decay is {self.decay} and clip {self.clip}; decay can't be below 0, and the "
+                "longest gradient must be above 0."
+            )
 
 
 class Run:
@@ -82,6 +91,17 @@ class Run:
         Steps between checkpoints, and how many of the last are kept.
     resume
         Go on from the newest checkpoint, or from the beginning if there is none.
+    start
+        Weights to start from (`model.params_of`), rather than random ones. They are kept as they
+        are; the run trains a copy.
+    tune
+        What is trained: `tuning.Full()`, the default, `Norms()` or `Lora(...)`. Only that is in
+        the checkpoints.
+    held
+        Documents that are kept apart: the loss on them is computed and logged with every
+        checkpoint.
+    peak_flops
+        What the devices together can do in a second, to log which share of it was used.
 
     Raises
     ------
@@ -100,7 +120,16 @@ class Run:
         save_every: int = 100,
         keep: int = 3,
         resume: bool = False,
+        start: Any = None,
+        tune: Kind | None = None,
+        held: Any = None,
+        peak_flops: float | None = None,
     ):
+        if save_every < 1 or keep < 1:
+            raise InputError(
+                f"a checkpoint every {save_every} steps, {keep} of them kept: both must be 1 or "
+                "more."
+            )
         if config.context < settings.T:
             raise InputError(
                 f"rows of {settings.T} tokens are longer than this model's context of "
@@ -108,8 +137,11 @@ class Run:
             )
         if layout is not None:
             sharding.check(config, layout, settings.batch)
+        starts.check(config, start, tune or Full())
         self.folder, self.config, self.settings = Path(folder), config, settings
-        self.layout, self.save_every = layout, save_every
+        self.layout, self.save_every, self.tune = layout, save_every, tune or Full()
+        self.held, self.peak_flops = held, peak_flops
+        self.rate = schedule(settings.peak, settings.steps, settings.warmup, settings.end)
         self.optimizer = adamw(
             settings.peak,
             settings.steps,
@@ -118,18 +150,19 @@ class Run:
             decay=settings.decay,
             clip=settings.clip,
         )
-        self._lock: int | None = _claim(self.folder)
+        self._lock: int | None = claim(self.folder)
         try:
-            self._identify(resume)
-            self._load(documents, keep)
+            with self._room():
+                identify(self.folder, self._page(start, documents), resume)
+                self._load(documents, keep, start)
         except BaseException:
             os.close(self._lock)
             raise
 
-    def _load(self, documents: Any, keep: int) -> None:
+    def _load(self, documents: Any, keep: int, start: Any) -> None:
         """Make the weights, or read what was saved last."""
         config, settings, layout = self.config, self.settings, self.layout
-        self.params = _weights(config, settings.seed, layout)
+        self.params, self.frozen = starts.begin(config, start, self.tune, settings.seed, layout)
         self.state = jax.jit(self.optimizer.init)(self.params)
         self.step, place = 0, Place()
         self.checkpoints = Checkpoints(self.folder / "checkpoints", keep)
@@ -139,7 +172,7 @@ class Run:
                 newest, (self.params, self.state)
             )
             self.step = newest
-        self._cut_log()
+        cut_log(self.folder, self.step)
         self.batches = Batches(
             documents, settings.batch, settings.T, seed=settings.seed, place=place
         )
@@ -147,15 +180,20 @@ class Run:
     def __iter__(self) -> Iterator[dict[str, float]]:
         """Yield a row of numbers per step, once it is done.
 
+        `step` counts from 1; `loss` (nats per token), `norm` of the gradient and `tokens` that
+        counted are `train_step`'s; `lr` is the learning rate; `seconds` and `tokens_per_s` say how
+        fast it went. `mfu` is the share of `peak_flops` that the step's products took, recomputed
+        ones not counted; `held` the loss on what was held back, where it was computed.
+
         Raises
         ------
         DivergedError
             When a loss is no number: nothing is saved from there on.
         """
         settings, tokens = self.settings, self.settings.batch * self.settings.T
-        log = (self.folder / "log.jsonl").open("a", encoding="utf-8")
+        work = self._flops()
         try:
-            with log:
+            with self._room(), (self.folder / LOG).open("a", encoding="utf-8") as log:
                 while self.step < settings.steps:
                     start = time.perf_counter()
                     batch = self._placed(next(self.batches))
@@ -167,8 +205,10 @@ class Run:
                         optimizer=self.optimizer,
                         layout=self.layout,
                         recipe=settings.recipe,
+                        frozen=self.frozen,
                     )
                     row = {name: float(number) for name, number in numbers.items()}
+                    row["lr"] = float(self.rate(self.step))
                     self.step += 1
                     if not math.isfinite(row["loss"] + row["norm"]):
                         raise DivergedError(
@@ -177,23 +217,62 @@ class Run:
                             f"{self.checkpoints.latest() or 0}. Try a lower learning rate."
                         )
                     seconds = time.perf_counter() - start
-                    row = {"step": self.step, **row, "tokens_per_s": tokens / seconds}
+                    row |= {"seconds": seconds, "tokens_per_s": tokens / seconds}
+                    if self.peak_flops:
+                        row["mfu"] = work / seconds / self.peak_flops
+                    save = self.step % self.save_every == 0 or self.step == settings.steps
+                    if save and self.held is not None:
+                        row["held"] = self.score().loss
+                    row = {"step": self.step, **row}
                     log.write(json.dumps(row) + "\n")
                     log.flush()
-                    if self.step % self.save_every == 0 or self.step == settings.steps:
-                        self._save()
+                    self.checkpoints.check()
+                    if save:
+                        self.checkpoints.save(
+                            self.step, (self.params, self.state), self.batches.place
+                        )
                     yield row
         finally:
             self.close()
 
+    def score(self) -> Score:
+        """Return the model's score on what was held back."""
+        return evaluate(
+            combine(self.params, self.frozen),
+            self.config,
+            self.held,
+            batch=self.settings.batch,
+            T=self.settings.T,
+            layout=self.layout,
+            recipe=self.settings.recipe,
+        )
+
+    def weights(self) -> Any:
+        """Return plain weights of the whole model, to save, evaluate or generate with.
+
+        What was trained is copied: the next step gives its memory away.
+        """
+        mine = jax.tree.map(jax.numpy.copy, self.params)
+        return merge(combine(mine, self.frozen))
+
     def close(self) -> None:
         """Finish writing, and leave the folder to others; the end of an iteration does so, too."""
-        if self._lock is not None:
-            self.checkpoints.close()
+        if self._lock is None:
+            return
+        try:
+            with self._room():
+                self.checkpoints.close()
+        finally:
             os.close(self._lock)
             self._lock = None
 
     def _placed(self, batch: Any) -> Any:
+        largest = max(batch.tokens.max(), batch.targets.max())
+        if largest >= self.config.vocab_size:
+            raise InputError(
+                f"the documents have token {largest}, and this model's vocabulary ends at "
+                f"{self.config.vocab_size - 1}; tokenize them with the model's own tokenizer."
+            )
         if self.layout is None:
             return batch
 
@@ -202,83 +281,27 @@ class Run:
 
         return jax.tree.map(put, batch)
 
-    def _save(self) -> None:
-        try:
-            self.checkpoints.save(self.step, (self.params, self.state), self.batches.place)
-        except OSError as error:
-            if not disk.is_full(error):
-                raise
-            raise InputError(
-                f"no room for the checkpoint of step {self.step} in {self.folder}; what was saved "
-                "before is whole. Make room and go on with --resume."
-            ) from None
+    def _room(self) -> contextlib.AbstractContextManager[None]:
+        return disk.room(
+            f"there is no room left in {self.folder}; what was saved there before is whole. Make "
+            "room and go on with --resume."
+        )
 
-    def _identify(self, resume: bool) -> None:
-        """See that the folder is this run's, or nobody's."""
-        what = {
+    def _flops(self) -> float:
+        """Return the FLOPs of a step's products, each counted once."""
+        full = roofline.train_flops(self.config, self.settings.batch, self.settings.T)
+        # Weights that are kept have no gradient; what goes through them has.
+        return full if isinstance(self.tune, Full) else full * 2 / 3
+
+    def _page(self, start: Any, documents: Any) -> dict[str, Any]:
+        """Return what makes this run this run."""
+        return {
             "config": dataclasses.asdict(self.config),
             "settings": dataclasses.asdict(self.settings),
+            "documents": fingerprint_of(documents),
+            "tune": {
+                "kind": type(self.tune).__name__.lower(),
+                **dataclasses.asdict(self.tune),
+                "start": None if start is None else starts.fingerprint(start),
+            },
         }
-        what = json.loads(json.dumps(what))
-        page = self.folder / "run.json"
-        if page.exists():
-            if not resume:
-                raise InputError(
-                    f"{self.folder} holds a run already; go on with --resume, or choose another "
-                    "folder."
-                )
-            known = json.loads(page.read_text(encoding="utf-8"))
-            for part, values in what.items():
-                for name, value in values.items():
-                    if known[part].get(name) != value:
-                        raise InputError(
-                            f"{self.folder} is a run with {part}.{name} = {known[part].get(name)}, "
-                            f"and {value} was asked for."
-                        )
-        elif any(path.name != ".lock" for path in self.folder.iterdir()):
-            raise InputError(f"{self.folder} is not empty, and holds no run.")
-        else:
-            part = page.with_suffix(".part")
-            part.write_text(json.dumps(what, indent=1), encoding="utf-8")
-            part.replace(page)
-
-    def _cut_log(self) -> None:
-        """Forget what was logged after the checkpoint: it will be computed again."""
-        log = self.folder / "log.jsonl"
-        if not log.exists():
-            return
-        lines = log.read_text(encoding="utf-8").splitlines()[: self.step]
-        part = log.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        part.replace(log)
-
-
-def _claim(folder: Path) -> int:
-    """Take a folder for this process; what is returned is to be closed."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; choose a folder for the run.")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise InputError(f"{folder} is in use by another run.") from None
-    return lock
-
-
-def _weights(config: LlamaConfig, seed: int, layout: Layout | None) -> Any:
-    """Return random weights, each made where it belongs."""
-
-    def make() -> Any:
-        return params_of(Llama(config, rngs=nnx.Rngs(seed)))
-
-    if layout is None:
-        return jax.jit(make)()
-    places = sharding.param_shardings(config, layout.mesh, layout.strategy)
-
-    def place(path: Any, _: Any) -> Any:
-        return places[tuple(getattr(key, "key", getattr(key, "idx", None)) for key in path)]
-
-    shapes = jax.eval_shape(make)
-    return jax.jit(make, out_shardings=jax.tree_util.tree_map_with_path(place, shapes))()

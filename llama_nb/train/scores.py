@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from llama_nb.config import LlamaConfig
-from llama_nb.data.packing import Batch, Row, pack, stack
+from llama_nb.data.packing import Batch, Row, pack, read, stack
 from llama_nb.errors import InputError
 from llama_nb.sharding import Layout
 from llama_nb.train.step import Recipe, losses
@@ -65,7 +65,7 @@ def evaluate(
     ----------
     documents
         From `data.tokenize`: columns "ids" and "bytes". Longer ones than T are cut into pieces that
-        don't see each other.
+        don't see each other. Of conversations (`data.tokenize_chats`) only answers count.
     batch, T
         Rows computed at once, and tokens of each.
 
@@ -77,14 +77,14 @@ def evaluate(
     recipe = recipe or Recipe(dtype="float32")
     size = 0
 
-    def ids() -> Iterator[np.ndarray]:
+    def pieces() -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         nonlocal size
         for row in documents:
             size += row["bytes"]
-            yield np.asarray(row["ids"], np.int32)
+            yield read(row)
 
     nats = tokens = 0.0
-    rows = pack(ids(), T)
+    rows = pack(pieces(), T)
     while group := list(itertools.islice(rows, batch)):
         group += [Row(T) for _ in range(batch - len(group))]  # One shape, one program.
         found = _sums(params, stack(group), config=config, layout=layout, recipe=recipe)

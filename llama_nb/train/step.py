@@ -12,7 +12,9 @@ from llama_nb.config import LlamaConfig
 from llama_nb.data.packing import Batch
 from llama_nb.errors import InputError
 from llama_nb.model import with_params
+from llama_nb.packed import Packed
 from llama_nb.sharding import Layout
+from llama_nb.train.tuning import combine
 
 # What the forward pass keeps of each layer for the backward pass; what is not kept is computed
 # twice. "products" are outputs of products with weights: most of the time, a part of the memory.
@@ -72,8 +74,12 @@ def losses(
     tuple of jax.Array
         Two of shape (B, T), float32, in nats.
     """
-    cast = jax.tree.map(lambda leaf: leaf.astype(recipe.dtype), params)
-    model = with_params(config, cast, layout)
+
+    def cast(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, Packed) else leaf.astype(recipe.dtype)
+
+    wanted = jax.tree.map(cast, params, is_leaf=lambda leaf: isinstance(leaf, Packed))
+    model = with_params(config, wanted, layout)
     hidden, _ = model.hidden(
         batch.tokens,
         positions=batch.positions,
@@ -106,19 +112,23 @@ def train_step(
     optimizer: optax.GradientTransformation,
     layout: Layout | None = None,
     recipe: Recipe = Recipe(),
+    frozen: Any = None,
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
     """Take one step.
 
     Parameters
     ----------
     params
-        From `model.params_of`, float32.
+        What is trained, float32: from `model.params_of`, or the first part of `tuning.divide`.
+        They are given away, as is the state.
     state
         Of the optimizer.
     batch
         B rows, a multiple of `recipe.accumulate`.
     config, optimizer, layout, recipe
         Static.
+    frozen
+        What is not trained, the second part of `tuning.divide`, in any dtype; kept.
 
     Returns
     -------
@@ -132,7 +142,8 @@ def train_step(
     total = jnp.maximum(tokens, 1)
 
     def objective(params: Any, part: Batch) -> tuple[jax.Array, jax.Array]:
-        loss, norm = losses(params, part, config=config, layout=layout, recipe=recipe)
+        whole = combine(params, frozen)
+        loss, norm = losses(whole, part, config=config, layout=layout, recipe=recipe)
         loss = (loss * part.weights).sum() / total
         squares = (norm**2 * part.weights).sum() / total
         return loss + recipe.z_loss * squares, loss

@@ -1,0 +1,86 @@
+"""The loss of a run, drawn below a notebook's cell while it runs."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+SMOOTH = 0.9  # How slowly the thick line forgets.
+
+
+def watch(
+    rows: Iterable[dict[str, float]],
+    *,
+    levels: Mapping[str, float] | None = None,
+    every: float = 2.0,
+) -> Iterator[dict[str, float]]:
+    """Yield the rows of a run, and redraw its loss as they come.
+
+    Outside of a notebook nothing is drawn.
+
+    Parameters
+    ----------
+    rows
+        A `Run`, or what yields rows with `step` and `loss`, and `held` now and then.
+    levels
+        Losses to compare with, by name, in nats per token: drawn as horizontal lines.
+    every
+        Seconds between drawings.
+    """
+    import matplotlib.pyplot as plt
+    from IPython import display, get_ipython
+
+    if getattr(get_ipython(), "kernel", None) is None:
+        yield from rows
+        return
+    figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    handle, seen, drawn = None, [], -every
+    try:
+        for row in rows:
+            seen.append(row)
+            if time.monotonic() - drawn >= every:
+                curve(ax, seen, levels or {})
+                if handle is None:
+                    handle = display.display(figure, display_id=True)
+                else:
+                    handle.update(figure)
+                drawn = time.monotonic()
+            yield row
+    finally:
+        curve(ax, seen, levels or {})
+        if handle is not None:
+            handle.update(figure)
+        plt.close(figure)
+
+
+def curve(ax: Any, rows: list[dict[str, float]], levels: Mapping[str, float]) -> None:
+    """Draw losses over steps: each of them thin, their running mean thick, held-out ones as dots.
+
+    Parameters
+    ----------
+    ax
+        Matplotlib axes, which are cleared first.
+    rows, levels
+        As in `watch`.
+    """
+    ax.clear()
+    steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
+    ax.plot(steps, losses, color="C0", alpha=0.3, linewidth=0.8)
+    ax.plot(steps, smooth(losses), color="C0", linewidth=1.8, label="training, running mean")
+    held = [(row["step"], row["held"]) for row in rows if "held" in row]
+    if held:
+        ax.plot(*zip(*held, strict=True), "o", color="C1", markersize=5, label="held out")
+    for index, (name, level) in enumerate(levels.items()):
+        ax.axhline(level, color=f"C{2 + index}", linestyle="--", linewidth=1.2, label=name)
+    ax.set(xlabel="step", ylabel="loss [nats per token]")
+    ax.legend(loc="upper right", frameon=False)
+
+
+def smooth(losses: list[float]) -> np.ndarray:
+    """Return the running mean, which forgets exponentially and doesn't favour the first."""
+    out, mean, weight = [], 0.0, 0.0
+    for loss in losses:
+        mean, weight = SMOOTH * mean + loss, SMOOTH * weight + 1
+        out.append(mean / weight)
+    return np.asarray(out)
