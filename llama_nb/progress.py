@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Give a function `show(done, total)` that redraws one line while the block runs.
+def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[..., None]]:
+    """Give a function `show(done, total, note="")` that redraws one line while the block runs.
 
     Without a terminal the title and, at the end, the seconds are printed once.
 
@@ -23,13 +23,13 @@ def bar(title: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[in
     """
     start, terminal = time.perf_counter(), sys.stderr.isatty()
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int, note: str = "") -> None:
         if quiet or not terminal:
             return
         share, seconds = done / max(total, 1), time.perf_counter() - start
         marks = ("#" * round(20 * share)).ljust(20, ".")
         left = f"{seconds / share - seconds:.0f} s left" if share > 0.02 else ""
-        line = f"\r{title} [{marks}] {share:4.0%} {left:10}"
+        line = f"\r{title} [{marks}] {share:4.0%} {left:10} {note}\x1b[K"
         print(line, end="", file=sys.stderr, flush=True)
 
     if not quiet and not terminal:
