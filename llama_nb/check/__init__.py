@@ -7,6 +7,7 @@ Each prints one sentence, and returns whether the function is right, so that
 from llama_nb.check.attention import grouped_attention, merge_softmax, window_mask
 from llama_nb.check.caching import bucket, cache_view, left_pad
 from llama_nb.check.compiling import deeper, finish, talk
+from llama_nb.check.data import bits_per_byte, first_fit, kept_out
 from llama_nb.check.data_parallel import accumulate, exposed_seconds, pad_rows, token_mean
 from llama_nb.check.decode_kernel import blocks_read, online_update, window_block
 from llama_nb.check.flash import flash_bytes, tile_count, tile_kind
@@ -29,12 +30,18 @@ from llama_nb.check.start import cache_bytes, top_tokens
 from llama_nb.check.swiglu import ffn_dim, score_share, swiglu_gradient
 from llama_nb.check.tensor_parallel import split_argmax, split_loss, talk_bytes
 from llama_nb.check.tokens import bytes_per_token, llama3_chat, stream_text
+from llama_nb.check.training import adamw_step, clip_together, warmup_linear, weighted_loss
+from llama_nb.check.tuning import answer_mask, best_adapter, lora_count, merge_adapter
 from llama_nb.check.weights import find_tensor, piece_slices, to_halves
 
 __all__ = [
     "accumulate",
+    "adamw_step",
+    "answer_mask",
+    "best_adapter",
     "best_mesh",
     "best_offer",
+    "bits_per_byte",
     "blocks_read",
     "bucket",
     "bytes_per_device",
@@ -42,6 +49,7 @@ __all__ = [
     "cache_bytes",
     "cache_view",
     "centre_outputs",
+    "clip_together",
     "column_sums",
     "decode_floor",
     "deeper",
@@ -49,16 +57,20 @@ __all__ = [
     "ffn_dim",
     "find_tensor",
     "finish",
+    "first_fit",
     "flash_bytes",
     "fold_gain",
     "greedy",
     "grouped_attention",
     "int8_scores",
+    "kept_out",
     "largest_batch",
     "largest_block",
     "left_pad",
     "llama3_chat",
+    "lora_count",
     "matmul_bytes",
+    "merge_adapter",
     "merge_softmax",
     "microbatches",
     "nucleus",
@@ -92,6 +104,8 @@ __all__ = [
     "tokens_read",
     "top_tokens",
     "unfinished_pairs",
+    "warmup_linear",
+    "weighted_loss",
     "window_block",
     "window_mask",
     "write_int8",

@@ -64,6 +64,16 @@ def test_pod_steps_meet_what_was_asked_of_them():
     assert found[8, 2048]["argument_gb"] <= 4.95
 
 
+def test_results_page_shows_training_on_a_cpu():
+    page = (build.ROOT / "book/results.md").read_text(encoding="utf-8")
+    found = json.loads((build.ROOT / "benchmarks/results/train_cpu.json").read_text())
+    tokens = found["batch"] * found["context"]
+    for name, rate in found["tokens_per_s"].items():
+        share = found["peak"]["reached"][name]
+        assert f"| {rate:,.0f} | {1e3 * tokens / rate:.0f} | {share:.2f} |" in page, name
+    assert f"**{found['ratio']:.2f} times as fast**" in page
+
+
 def test_the_atlas_is_whole():
     path = build.ROOT / "benchmarks/results/atlas.json"
     cases = json.loads(path.read_text())["cases"]
@@ -76,3 +86,25 @@ def test_the_atlas_is_whole():
     assert ("llama3.1-8b", "v5e:1x1", 8192, "int8") in asked
     assert ("llama3.1-8b", "v6e:1x1", 2048, None) in asked
     assert ("llama3.1-405b", "v5e:8x8", 2048, "int8") in asked
+
+
+def test_chapter_14_says_what_fine_tuning_cost():
+    result = json.loads((build.ROOT / "benchmarks/results/fine_tune.json").read_text())
+    base, cases = result["base"], {(c["way"], c["rate"]): c for c in result["cases"]}
+    best = {
+        way: min((c for c in cases.values() if c["way"] == way), key=lambda c: c["held_loss"])
+        for way in ("full", "norms", "lora-8", "lora-2", "lora-32")
+    }
+    assert all(c["held_loss"] < base["held_loss"] / 10 for c in best.values())
+    assert all(c["json"] == len(base["answers"]) - 2 for c in best.values())
+    assert best["lora-8"]["rate"] >= 30 * best["full"]["rate"]
+    # Full fine-tuning at its best rate forgets least; past the best, forgetting grows fast.
+    assert best["full"]["bits_per_byte"] == min(c["bits_per_byte"] for c in best.values())
+    assert cases["norms", 0.03]["bits_per_byte"] > 2 * base["bits_per_byte"]
+    # Two products of three.
+    seconds = {way: min(c["step_s"] for c in cases.values() if c["way"] == way) for way in best}
+    for way in ("norms", "lora-8"):
+        assert seconds[way] / seconds["full"] == pytest.approx(2 / 3, abs=0.07)
+    # Eight directions hold two thirds of the change.
+    shares = [share[2] for share in cases["full", 1e-4]["energy"].values()]
+    assert min(shares) > 0.65
