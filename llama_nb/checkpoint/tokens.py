@@ -75,8 +75,8 @@ def tokenizer_files(source: Path, checkpoint: Checkpoint) -> Extras:
     """Return the tokenizer's files: copied from a Hugging Face folder, or made for it."""
     if (source / "config.json").is_file():
         files = {n: (source / n).read_bytes() for n in _COPIED if (source / n).is_file()}
-        described = read_json(source / "config.json")
-        ids = {key: described[key] for key in _TOKEN_IDS if key in described}
+        written = read_json(source / "config.json")
+        ids = {key: written[key] for key in _TOKEN_IDS if key in written}
         known = any(name.startswith("tokenizer.") for name in files)
         return Extras(files, ids, None if known else _no_tokenizer(source))
     metadata = getattr(checkpoint, "metadata", {})
