@@ -32,7 +32,7 @@ help:
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make serve   show the built site at http://localhost:$(PORT)"
 	@echo "make lint    check style, notebooks and scripts"
-	@echo "make bench   run the benchmarks that any machine can run (load_8b.py, 20 GB, and atlas.py, half an hour: by hand)"
+	@echo "make bench   run the benchmarks that any machine can run (load_8b.py, 20 GB, atlas.py, half an hour, and those that train for long: by hand)"
 	@echo "make clean   remove the site and the environment"
 	@echo
 	@echo "PYTHON=python3.12                   the interpreter (3.11 or later)"
@@ -60,7 +60,7 @@ lint: $(VENV)/.dev
 	else echo "shellcheck is not installed: shell scripts were not checked."; fi
 
 bench: $(VENV)/.dev
-	@for script in $(filter-out benchmarks/load_8b.py benchmarks/atlas.py benchmarks/machine.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; \
+	@for script in $(filter-out $(addprefix benchmarks/,machine.py load_8b.py atlas.py train_small.py train_ablations.py fine_tune.py),$(wildcard benchmarks/*.py)); do echo "== $$script"; \
 	$(BIN)/python "$$script" || exit 1; done
 
 clean:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from llama_nb import compat
 from llama_nb.config import LlamaConfig
 from llama_nb.data.packing import Batch
 from llama_nb.errors import InputError
@@ -101,7 +102,7 @@ def losses(
 @functools.partial(
     jax.jit,
     static_argnames=("config", "optimizer", "layout", "recipe"),
-    donate_argnames=("params", "state"),
+    donate_argnames=compat.GIVEN_AWAY,
 )
 def train_step(
     params: Any,
@@ -120,7 +121,7 @@ def train_step(
     ----------
     params
         What is trained, float32: from `model.params_of`, or the first part of `tuning.divide`.
-        They are given away, as is the state.
+        They are given away, as is the state: don't use either again.
     state
         Of the optimizer.
     batch
