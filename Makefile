@@ -9,6 +9,8 @@ CONSTRAINTS ?=
 VENV        ?= .venv$(if $(CONSTRAINTS),-$(basename $(notdir $(CONSTRAINTS))))
 PORT        ?= 8000
 PYTEST_ARGS ?=
+HOSTS       ?= 2
+DEVICES     ?= 4
 BIN         := $(VENV)/bin
 
 # The interpreter: the one asked for, else the environment's own, else the first on PATH that is new enough.
@@ -23,7 +25,7 @@ UV  := $(shell command -v uv 2>/dev/null)
 PIP  = $(if $(UV),uv pip install --quiet --python $(BIN)/python,PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet)
 C    = $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: help book test lab serve lint bench clean FORCE
+.PHONY: help book test lab serve lint bench cluster cluster-stop clean FORCE
 
 help:
 	@echo "make book    build the site in _build/html, every notebook executed"
@@ -33,6 +35,8 @@ help:
 	@echo "make serve   show the built site at http://localhost:$(PORT)"
 	@echo "make lint    check style, notebooks and scripts"
 	@echo "make bench   run the benchmarks that any machine can run (load_8b.py, 20 GB, atlas.py, half an hour, and those that train for long: by hand)"
+	@echo "make cluster start two hosts of four devices each on this machine (make cluster-stop ends them;"
+	@echo "             HOSTS=3 DEVICES=2: others)"
 	@echo "make clean   remove the site and the environment"
 	@echo
 	@echo "PYTHON=python3.12                   the interpreter (3.11 or later)"
@@ -62,6 +66,12 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@for script in $(filter-out $(addprefix benchmarks/,machine.py load_8b.py atlas.py train_small.py train_ablations.py fine_tune.py),$(wildcard benchmarks/*.py)); do echo "== $$script"; \
 	$(BIN)/python "$$script" || exit 1; done
+
+cluster: $(VENV)/.book
+	@$(BIN)/python cluster/local.py start --hosts $(HOSTS) --devices $(DEVICES)
+
+cluster-stop: $(VENV)/.book
+	@$(BIN)/python cluster/local.py stop
 
 clean:
 	rm -rf _build $(VENV) build *.egg-info

@@ -1,8 +1,8 @@
 """A small Llama from nothing: how far twelve minutes of two cores go.
 
-Chapter 13 trains for half a minute in the notebook and shows this run beside it: the same corpus,
-tokenizer and way, a deeper model and fifteen times the time. The run lies in a folder and goes on
-where it was stopped, so it may be done in parts.
+Chapter 13 trains for half a minute in the notebook and shows this run beside it: the same corpus
+and way, a larger vocabulary, a deeper and wider model and thirty times the time. The run lies in a
+folder and goes on where it was stopped, so it may be done in parts.
 
     python benchmarks/train_small.py [--steps N] [--seconds N] [--folder DIR] [--save]
 

@@ -10,6 +10,8 @@ import math
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -172,6 +174,51 @@ def trip_count(loop: Instruction) -> int | None:
     """Return how often a `while` runs, where the compiler knows."""
     found = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.text)
     return int(found.group(1)) if found else None
+
+
+def groups(collective: Instruction) -> list[list[int]]:
+    """Return which devices talk to each other, by their numbers in the program.
+
+    XLA writes the same groups as lists, as a grid of all numbers that is turned and cut into
+    rows, or as axes of a mesh. Senders and receivers of a permutation are pairs.
+
+    Returns
+    -------
+    list of list of int
+        Empty where all talk and the text doesn't say how many they are.
+
+    Raises
+    ------
+    ValueError
+        For an instruction that names no groups, or in another notation.
+    """
+    text = collective.text
+    if found := re.search(r"(?:replica_groups|source_target_pairs)=\{((?:\{[\d,]*\},?)*)\}", text):
+        return [_numbers(one) for one in re.findall(r"\{([\d,]*)\}", found.group(1))]
+    grid = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+    if found := re.search(rf"replica_groups=\[([\d,]+)\]<={grid}", text):
+        return _turned(found.group(2), found.group(3)).reshape(_numbers(found.group(1))).tolist()
+    mesh = rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({grid}\))? ?\{{([^}}]*)\}}"
+    if found := re.search(mesh, text):
+        axes = re.findall(r"'([^']+)'=(\d+)", found.group(1))
+        names, shape = [name for name, _ in axes], [int(size) for _, size in axes]
+        said = [name.strip().strip("'") for name in found.group(4).split(",")]
+        if set(said) <= set(names):
+            ids = _turned(found.group(2) or str(math.prod(shape)), found.group(3)).reshape(shape)
+            order = [*(names.index(n) for n in names if n not in said), *map(names.index, said)]
+            size = math.prod(shape[names.index(name)] for name in said)
+            return ids.transpose(order).reshape(-1, size).tolist()
+    raise ValueError(f"no groups are known of this instruction: {collective.opcode}.")
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
+
+
+def _turned(shape: str, order: str | None) -> np.ndarray:
+    """Return 0, 1, 2... in a grid, whose axes are then reordered."""
+    grid = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+    return grid.transpose(_numbers(order)) if order else grid
 
 
 def schedule(text: str) -> Schedule:

@@ -241,7 +241,7 @@ class Llama(nnx.Module):
                     return kernel(cache, index, q, k, v)
                 if attend_self:
                     # Eight blocks skip nearly half of the work, and take long to differentiate.
-                    block = T if remat else max(128, T // 8)
+                    block = T if remat else max(64, T // 8)
                     return layers.causal_attention(q, k, v, mask, block)
                 return layers.attention(q, *cache.read(index), mask, *cache.scales(index))
 

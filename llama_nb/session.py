@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from llama_nb.cache import KVCache
 from llama_nb.config import LlamaConfig
@@ -158,6 +159,13 @@ _first = jax.jit(
 )
 
 
+def _fetch(tokens: jax.Array) -> np.ndarray:
+    """Return chosen tokens; where hosts split the batch, each gets the others' too."""
+    if not (tokens.is_fully_addressable or tokens.is_fully_replicated):
+        tokens = jax.device_put(tokens, NamedSharding(tokens.sharding.mesh, PartitionSpec()))
+    return np.asarray(tokens)
+
+
 class Session:
     """A model and the past it has read: what a chat keeps between turns.
 
@@ -298,12 +306,12 @@ class Session:
             return token
 
         try:
-            yield np.asarray(token)  # Shown before the step is compiled, where it is new.
+            yield _fetch(token)  # Shown before the step is compiled, where it is new.
             token = step(token) if count > 1 else token
             for index in range(1, count):
                 ahead = step(token) if index + 1 < count else None
                 self.used = base + index
-                yield np.asarray(token)
+                yield _fetch(token)
                 token = ahead
         finally:
             # Whoever stops early leaves a step behind that read a token nobody saw: forget it.

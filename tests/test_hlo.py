@@ -1,5 +1,7 @@
 """Reading compiled programs: on a small module whose sums are known by hand, and on real ones."""
 
+import jax
+import numpy as np
 import pytest
 
 from llama_nb import hlo
@@ -66,3 +68,43 @@ def test_bytes_of_shapes(text, size):
 def test_no_module():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.schedule("hello")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("replica_groups={{0,2},{1,3}}, to_apply=%add", [[0, 2], [1, 3]]),
+        ("replica_groups={}, to_apply=%add", []),
+        ("replica_groups=[2,4]<=[8], to_apply=%add", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), x=1", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}, x=1", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("replica_groups=mesh['a'=2,'b'=2] {'b','a'}, x=1", [[0, 2, 1, 3]]),
+        (
+            "replica_groups=mesh['a'=1,'b'=4,'c'=2], device_ids=([2,4]T(1,0)) {'b'}, x=1",
+            [[0, 1, 2, 3], [4, 5, 6, 7]],
+        ),
+        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+    ],
+)
+def test_groups_in_every_notation(text, expected):
+    assert hlo.groups(hlo.Instruction("x", "all-reduce", "f32[2]", text)) == expected
+
+
+def test_groups_of_a_notation_that_is_new():
+    with pytest.raises(ValueError, match="no groups are known of this instruction: all-reduce"):
+        hlo.groups(hlo.Instruction("x", "all-reduce", "f32[2]", "replica_groups=new(2), x=1"))
+
+
+@pytest.mark.parametrize("axis", ["rows", "columns"])
+def test_groups_of_a_compiled_program(axis):
+    devices = jax.devices()
+    if len(devices) < 4:
+        pytest.skip("needs four devices")
+    mesh = jax.sharding.Mesh(np.reshape(devices[:4], (2, 2)), ("rows", "columns"))
+    spec, out = jax.sharding.PartitionSpec(axis), jax.sharding.PartitionSpec()
+    add = jax.jit(
+        jax.shard_map(lambda x: jax.lax.psum(x, axis), mesh=mesh, in_specs=spec, out_specs=out)
+    )
+    text = add.lower(np.ones(4, np.float32)).compile().as_text()
+    (found,) = [hlo.groups(step) for step, _, _ in hlo.executed(text) if step.collective]
+    assert found == {"rows": [[0, 2], [1, 3]], "columns": [[0, 1], [2, 3]]}[axis]

@@ -152,6 +152,7 @@ def test_conversations(chats, tmp_path, capsys):
     [
         (["--steps", "0"], "no schedule"),
         (["--steps", "8", "--lr", "-1"], "the peak must be above 0"),
+        (["--steps", "8", "--lr", "0"], "the peak must be above 0"),
         (["--steps", "8", "--batch", "3", "--accumulate", "2"], "can't be computed in 2 parts"),
         (["--steps", "8", "--keep", "some"], "keep 'some' is unknown"),
         (["--steps", "8", "--preset", "tinny"], "did you mean tiny"),

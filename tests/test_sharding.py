@@ -1,6 +1,7 @@
 """Parameters on a mesh of eight virtual devices: who keeps what, and where it was read from."""
 
 import dataclasses
+import inspect
 import json
 import socket
 import subprocess
@@ -127,6 +128,26 @@ def test_generation_on_a_mesh_is_generation(folder, mesh, strategy, quant):
     np.testing.assert_array_equal(found[0][1], found[1][1])
 
 
+def counted(checkpoint):
+    """Return a list that grows by the size of every part that is read from now on."""
+    read, sizes = checkpoint.read, []
+
+    def spy(entry, index=None):
+        values = read(entry, index)
+        sizes.append(values.size)
+        return values
+
+    checkpoint.read = spy
+    return sizes
+
+
+def test_a_part_that_several_devices_keep_is_read_once(folder, mesh):
+    checkpoint = open_checkpoint(folder)
+    sizes = counted(checkpoint)
+    load_params(checkpoint, shardings=sharding.param_shardings(TINY, mesh, "tp"))
+    assert sum(sizes) == TINY.param_count()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("case", ["one device", "mesh 2x4", "int8"])
@@ -163,14 +184,7 @@ def test_each_host_reads_its_own_slices(folder, quant):
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, initialization_timeout=60)
     assert jax.device_count() == 8 and jax.local_device_count() == 4
     checkpoint = open_checkpoint(folder)
-    read, sizes = checkpoint.read, []
-
-    def spy(entry, index=None):
-        values = read(entry, index)
-        sizes.append(values.size)
-        return values
-
-    checkpoint.read = spy
+    sizes = counted(checkpoint)
     mesh = sharding.make_mesh((2, 4))
     places = sharding.param_shardings(checkpoint.config, mesh, "fsdp")
     params = load_params(checkpoint, quant=quant, shardings=places)
@@ -186,7 +200,7 @@ def test_each_host_reads_its_own_slices(folder, quant):
             [
                 sys.executable,
                 "-c",
-                textwrap.dedent(code),
+                inspect.getsource(counted) + textwrap.dedent(code),
                 *map(str, (port, rank, folder)),
                 quant or "",
             ],

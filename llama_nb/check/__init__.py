@@ -12,6 +12,7 @@ from llama_nb.check.data_parallel import accumulate, exposed_seconds, pad_rows, 
 from llama_nb.check.decode_kernel import blocks_read, online_update, window_block
 from llama_nb.check.flash import flash_bytes, tile_count, tile_kind
 from llama_nb.check.fsdp import best_mesh, microbatches, zero_bytes
+from llama_nb.check.hosts import crossing_bytes, who_waits
 from llama_nb.check.int8 import (
     int8_scores,
     product_error_bound,
@@ -22,6 +23,7 @@ from llama_nb.check.meshes import bytes_per_device, ring_all_gather, scattered_p
 from llama_nb.check.model import greedy, param_count, residual_block
 from llama_nb.check.pallas import column_sums, largest_block, matmul_bytes
 from llama_nb.check.pods import best_offer, side_by_side, smallest_slice
+from llama_nb.check.renting import host_bytes, open_ports
 from llama_nb.check.rmsnorm import centre_outputs, fold_gain, rms_norm_of_parts
 from llama_nb.check.rooflines import decode_floor, largest_batch, product_intensity
 from llama_nb.check.rope import slower_theta, to_neighbours, unfinished_pairs
@@ -30,13 +32,12 @@ from llama_nb.check.start import cache_bytes, top_tokens
 from llama_nb.check.swiglu import ffn_dim, score_share, swiglu_gradient
 from llama_nb.check.tensor_parallel import split_argmax, split_loss, talk_bytes
 from llama_nb.check.tokens import bytes_per_token, llama3_chat, stream_text
-from llama_nb.check.training import adamw_step, clip_together, warmup_linear, weighted_loss
+from llama_nb.check.training import clip_together, warmup_linear, weighted_loss
 from llama_nb.check.tuning import answer_mask, best_adapter, lora_count, merge_adapter
 from llama_nb.check.weights import find_tensor, piece_slices, to_halves
 
 __all__ = [
     "accumulate",
-    "adamw_step",
     "answer_mask",
     "best_adapter",
     "best_mesh",
@@ -51,6 +52,7 @@ __all__ = [
     "centre_outputs",
     "clip_together",
     "column_sums",
+    "crossing_bytes",
     "decode_floor",
     "deeper",
     "exposed_seconds",
@@ -62,6 +64,7 @@ __all__ = [
     "fold_gain",
     "greedy",
     "grouped_attention",
+    "host_bytes",
     "int8_scores",
     "kept_out",
     "largest_batch",
@@ -75,6 +78,7 @@ __all__ = [
     "microbatches",
     "nucleus",
     "online_update",
+    "open_ports",
     "pad_rows",
     "param_count",
     "piece_slices",
@@ -106,6 +110,7 @@ __all__ = [
     "unfinished_pairs",
     "warmup_linear",
     "weighted_loss",
+    "who_waits",
     "window_block",
     "window_mask",
     "write_int8",

@@ -60,32 +60,6 @@ def clip_together(function: Callable[[list[np.ndarray], float], list]) -> Verdic
     return run("clip_together", as_tuple, cases())
 
 
-def adamw_step(function: Callable[..., tuple]) -> Verdict:
-    """Check `f(w, g, m, v, n, rate, decay) -> (w, m, v)` after step n, which counts from 1.
-
-    With b1 = 0.9, b2 = 0.95 and eps = 1e-8.
-    """
-
-    def cases():
-        rng = np.random.default_rng(0)
-        for n, rate, decay, size in (
-            (1, 1e-2, 0.0, 1.0),
-            (1, 1e-2, 0.1, 1e-3),
-            (7, 0.1, 0.0, 10.0),
-            (100, 1e-1, 0.5, 1.0),
-        ):
-            w, g, m = (rng.normal(size=(4, 3)) for _ in range(3))
-            g, m, v = size * g, size * m, (size * rng.normal(size=(4, 3))) ** 2
-            if n == 1:
-                m, v = 0 * m, 0 * v
-            m1, v1 = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
-            move = m1 / (1 - 0.9**n) / (np.sqrt(v1 / (1 - 0.95**n)) + 1e-8)
-            expected = w - rate * (move + decay * w), m1, v1
-            yield f"step {n}, decay {decay}", (w, g, m, v, n, rate, decay), expected
-
-    return run("adamw_step", function, cases(), atol=1e-6)
-
-
 def warmup_linear(function: Callable[[int, float, int, int], float]) -> Verdict:
     """Check `f(step, peak, warmup, steps) -> rate`: up in a line from 0, then down in one to 0."""
 

@@ -61,7 +61,8 @@ def load_params(
 
     One tensor after another: of each, a device's slice is read from the memory map, cast or
     quantized, and put there. Beyond what this host's devices keep, no more than one tensor is in
-    memory, and slices of other hosts' devices are not read.
+    memory, and slices of other hosts' devices are not read. With `quant` there is one
+    exception: where inputs are split, a host reads the whole matrix, for its scales.
 
     Parameters
     ----------
@@ -203,7 +204,16 @@ def _make(
         # Not bound to a device: arrays that are would compile a program of their own wherever
         # they meet one that isn't.
         return jax.device_put(part((slice(None),) * len(shape)))
-    return jax.make_array_from_callback(shape, sharding, part)
+    known: dict[tuple[tuple[int, int, int], ...], np.ndarray] = {}
+
+    def once(index: Index) -> np.ndarray:
+        # JAX asks for every device's part, and several devices may keep the same one.
+        key = tuple(s.indices(size) for s, size in zip(index, shape, strict=True))
+        if key not in known:
+            known[key] = part(index)
+        return known[key]
+
+    return jax.make_array_from_callback(shape, sharding, once)
 
 
 def _as_stored(entry: Entry, shape: list[int]) -> np.ndarray:

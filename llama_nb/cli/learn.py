@@ -172,12 +172,12 @@ def _settings(options: argparse.Namespace) -> "Settings":
 
     dtype = options.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     recipe = Recipe(dtype, options.keep, options.accumulate, options.z_loss)
-    peak = options.lr or (_RATES[options.tune] if options.model else 3e-3)
+    usual = _RATES[options.tune] if options.model else 3e-3
     return Settings(
         steps=options.steps,
         batch=options.batch,
         T=options.context,
-        peak=peak,
+        peak=usual if options.lr is None else options.lr,
         warmup=min(200, options.steps // 20) if options.warmup is None else options.warmup,
         end=options.end,
         decay=options.decay,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 SMOOTH = 0.9  # How slowly the thick line forgets.
+SHORT = 30  # Steps; over fewer the mean would lie far behind a loss that falls.
 
 
 def watch(
@@ -57,6 +58,8 @@ def watch(
 def curve(ax: Any, rows: list[dict[str, float]], levels: Mapping[str, float]) -> None:
     """Draw losses over steps: each of them thin, their running mean thick, held-out ones as dots.
 
+    A short run has no mean. The legend lies above the picture, where it covers nothing.
+
     Parameters
     ----------
     ax
@@ -66,15 +69,18 @@ def curve(ax: Any, rows: list[dict[str, float]], levels: Mapping[str, float]) ->
     """
     ax.clear()
     steps, losses = [row["step"] for row in rows], [row["loss"] for row in rows]
-    ax.plot(steps, losses, color="C0", alpha=0.3, linewidth=0.8)
-    ax.plot(steps, smooth(losses), color="C0", linewidth=1.8, label="training, running mean")
+    if len(losses) < SHORT:
+        ax.plot(steps, losses, color="C0", linewidth=1.8, label="training")
+    else:
+        ax.plot(steps, losses, color="C0", alpha=0.3, linewidth=0.8)
+        ax.plot(steps, smooth(losses), color="C0", linewidth=1.8, label="training, running mean")
     held = [(row["step"], row["held"]) for row in rows if "held" in row]
     if held:
         ax.plot(*zip(*held, strict=True), "o", color="C1", markersize=5, label="held out")
     for index, (name, level) in enumerate(levels.items()):
         ax.axhline(level, color=f"C{2 + index}", linestyle="--", linewidth=1.2, label=name)
     ax.set(xlabel="step", ylabel="loss [nats per token]")
-    ax.legend(loc="upper right", frameon=False)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 
 
 def smooth(losses: list[float]) -> np.ndarray:

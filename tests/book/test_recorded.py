@@ -71,7 +71,8 @@ def test_results_page_shows_training_on_a_cpu():
     for name, rate in found["tokens_per_s"].items():
         share = found["peak"]["reached"][name]
         assert f"| {rate:,.0f} | {1e3 * tokens / rate:.0f} | {share:.2f} |" in page, name
-    assert f"**{found['ratio']:.2f} times as fast**" in page
+    for ratio in found["ratios"].values():
+        assert f"**{ratio:.2f} times as fast**" in page
 
 
 def test_the_atlas_is_whole():

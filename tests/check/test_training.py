@@ -49,27 +49,6 @@ def test_clip_together():
     assert not check.clip_together(lambda gs, limit: None)
 
 
-def test_adamw_step():
-    def right(w, g, m, v, n, rate, decay):
-        m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g**2
-        move = (m / (1 - 0.9**n)) / (np.sqrt(v / (1 - 0.95**n)) + 1e-8)
-        return w - rate * (move + decay * w), m, v
-
-    assert check.adamw_step(right)
-    assert not check.adamw_step(  # decay within the gradient, as in Adam with L2
-        lambda w, g, m, v, n, rate, decay: right(w, g + decay * w, m, v, n, rate, 0.0)
-    )
-    assert not check.adamw_step(  # decay not times the rate
-        lambda w, g, m, v, n, rate, decay: right(w, g, m, v, n, rate, decay / rate)
-    )
-    assert not check.adamw_step(  # the means not corrected
-        lambda w, g, m, v, n, rate, decay: right(w, g, m, v, 10**6, rate, decay)
-    )
-    assert not check.adamw_step(  # counts from 0
-        lambda w, g, m, v, n, rate, decay: right(w, g, m, v, n + 1, rate, decay)
-    )
-
-
 def test_warmup_linear():
     def right(step, peak, warmup, steps):
         if step < warmup:
