@@ -19,7 +19,10 @@ BASE := $(shell for p in $(CANDIDATES); do \
 	"$$p" -c 'import sys; sys.version_info < (3, 11) and sys.exit(1); print(sys._base_executable)' \
 	2>/dev/null && break; done)
 
-SELECT := -m "$(if $(SITE),site,not site$(if $(FAST), and not slow))"
+SELECT := -m "$(if $(SITE),site,not site and not notebook$(if $(FAST), and not slow))"
+# As many tests at a time as there are cores; notebooks one by one, as they measure this machine.
+WORKERS := -n logical --maxprocesses 4 --dist worksteal
+NONE    := $(if $(PYTEST_ARGS),|| test $$? = 5)  # PYTEST_ARGS may choose tests of one kind only
 
 UV  := $(shell command -v uv 2>/dev/null)
 PIP  = $(if $(UV),uv pip install --quiet --python $(BIN)/python,PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet)
@@ -46,7 +49,8 @@ book: $(VENV)/.book
 	$(BIN)/python book/build.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(SELECT) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SELECT) $(WORKERS) $(PYTEST_ARGS) $(NONE)
+	$(if $(FAST)$(SITE),,$(BIN)/python -m pytest -m notebook $(PYTEST_ARGS) $(NONE))
 
 lab: $(VENV)/.lab
 	$(BIN)/jupyter lab notebooks

@@ -5,7 +5,7 @@ import pytest
 from book import build
 
 
-@pytest.mark.slow
+@pytest.mark.notebook
 @pytest.mark.parametrize(
     "path", sorted(build.NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem
 )
