@@ -11,7 +11,7 @@ from llama_nb import chat as chats
 from llama_nb.errors import InputError
 from llama_nb.model import Llama
 from llama_nb.sampling import Sampling
-from llama_nb.session import Session, check_prompts
+from llama_nb.session import Session, check_chunk, check_prompts
 from llama_nb.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, str]]
@@ -73,6 +73,7 @@ def stream(
     max_new_tokens: int = 128,
     chat: bool = False,
     cache_dtype: Any = None,
+    chunk: int = 1,
     **sampling: float | int,
 ) -> Iterator[str]:
     """Yield the continuation piece by piece, as the model writes it.
@@ -89,6 +90,9 @@ def stream(
         Wrap a plain prompt in the model's chat format.
     cache_dtype
         As in `Session`: "int8" halves the cache's bytes.
+    chunk
+        Tokens that one dispatch chooses, as in `Session.tokens`: the same text in fewer, longer
+        pieces of time. More than 1 pays on an accelerator, where the host is the slower of the two.
     **sampling
         `temperature`, `top_k`, `top_p`, `min_p`, `seed`, as in `Sampling`.
 
@@ -96,10 +100,11 @@ def stream(
     ------
     InputError
         Before the first piece: an empty prompt, one that doesn't fit the context together with
-        `max_new_tokens`, or a sampling number out of range.
+        `max_new_tokens`, or a `chunk` or sampling number out of range.
     """
     prompts = [encode_prompt(tokenizer, prompt, chat=chat)]
-    run = _Run(model, tokenizer, prompts, max_new_tokens, Sampling(**sampling), cache_dtype)
+    settings = Sampling(**sampling)
+    run = _Run(model, tokenizer, prompts, max_new_tokens, settings, cache_dtype, chunk)
 
     def pieces() -> Iterator[str]:
         decoder = tokenizer.stream()
@@ -120,6 +125,7 @@ def complete(
     max_new_tokens: int = 128,
     chat: bool = False,
     cache_dtype: Any = None,
+    chunk: int = 1,
     **sampling: float | int,
 ) -> list[Completion]:
     """Return a `Completion` per prompt; parameters as in `stream`.
@@ -128,7 +134,8 @@ def complete(
     that it would get alone.
     """
     encoded = [encode_prompt(tokenizer, prompt, chat=chat) for prompt in prompts]
-    run = _Run(model, tokenizer, encoded, max_new_tokens, Sampling(**sampling), cache_dtype)
+    settings = Sampling(**sampling)
+    run = _Run(model, tokenizer, encoded, max_new_tokens, settings, cache_dtype, chunk)
     rows: list[list[int]] = [[] for _ in encoded]
     for tokens in run.steps():
         for row, token in zip(rows, tokens, strict=True):
@@ -181,10 +188,12 @@ class _Run:
         max_new_tokens: int,
         sampling: Sampling,
         cache_dtype: Any = None,
+        chunk: int = 1,
     ):
+        check_chunk(chunk)
         longest = check_prompts(prompts, model.config)
         check_budget(longest, max_new_tokens, model.config.context)
-        self.prompts, self.stop_ids = prompts, tokenizer.stop_ids
+        self.prompts, self.stop_ids, self.chunk = prompts, tokenizer.stop_ids, chunk
         self.max_new_tokens, self.sampling = max_new_tokens, sampling
         self.session = Session(model, longest + max_new_tokens, cache_dtype=cache_dtype)
         self.prefill_s = self.decode_tokens_per_s = 0.0
@@ -196,9 +205,10 @@ class _Run:
         self.prefill_s = time.perf_counter() - start
         running = [True] * len(self.prompts)
         first = 0.0
-        for count, tokens in enumerate(
-            self.session.tokens(logits, self.max_new_tokens, self.sampling)
-        ):
+        chosen = self.session.tokens(
+            logits, self.max_new_tokens, self.sampling, chunk=self.chunk, stop_ids=self.stop_ids
+        )
+        for count, tokens in enumerate(chosen):
             now = time.perf_counter()
             if count:
                 self.decode_tokens_per_s = count / (now - first)
@@ -207,8 +217,6 @@ class _Run:
             row = [int(t) if alive else None for t, alive in zip(tokens, running, strict=True)]
             running = [t is not None and t not in self.stop_ids for t in row]
             yield row
-            if not any(running):
-                return
 
 
 def check_budget(prompt_tokens: int, max_new_tokens: int, context: int) -> None:
@@ -258,12 +266,19 @@ class Chat:
         self._unread: list[int] = []
 
     def send(
-        self, content: str, *, max_new_tokens: int = 256, **sampling: float | int
+        self,
+        content: str,
+        *,
+        max_new_tokens: int = 256,
+        chunk: int = 1,
+        **sampling: float | int,
     ) -> Iterator[str]:
         """Yield the assistant's answer to a message, piece by piece.
 
         Iterate to the end: the answer joins the conversation when the iterator is done or closed.
+        The options are `stream`'s.
         """
+        check_chunk(chunk)
         message = {"role": "user", "content": content}
         settings = Sampling(**sampling)
         if self.session.used == 0:
@@ -272,15 +287,21 @@ class Chat:
             ids = [*self._unread, *chats.encode_turn(self.tokenizer, content)]
         check_budget(self.session.used + len(ids), max_new_tokens, self.session.limit)
         self.messages.append(message)
-        return self._answer(ids, max_new_tokens, settings)
+        return self._answer(ids, max_new_tokens, settings, chunk)
 
-    def _answer(self, ids: list[int], max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
+    def _answer(
+        self, ids: list[int], max_new_tokens: int, sampling: Sampling, chunk: int
+    ) -> Iterator[str]:
         decoder, answer, pieces = self.tokenizer.stream(), [], []
+        stop_ids = self.tokenizer.stop_ids
         logits = self.session.feed([ids])
+        chosen = self.session.tokens(
+            logits, max_new_tokens, sampling, chunk=chunk, stop_ids=stop_ids
+        )
         try:
-            for token in self.session.tokens(logits, max_new_tokens, sampling):
+            for token in chosen:
                 answer.append(int(token[0]))
-                if answer[-1] in self.tokenizer.stop_ids:
+                if answer[-1] in stop_ids:
                     break
                 if piece := decoder.push(answer[-1]):
                     pieces.append(piece)
@@ -291,6 +312,6 @@ class Chat:
         finally:
             # The last token was chosen but not read; an answer cut short still gets its stop.
             self._unread = answer[-1:]
-            if answer and answer[-1] not in self.tokenizer.stop_ids:
+            if answer and answer[-1] not in stop_ids:
                 self._unread.append(chats.end_of_turn(self.tokenizer))
             self.messages.append({"role": "assistant", "content": "".join(pieces)})

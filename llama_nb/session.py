@@ -1,8 +1,7 @@
-"""Tokens in, tokens out: prefill once, then one jitted step per token."""
+"""Tokens in, tokens out: prefill once, then one dispatch per token, or per chunk of them."""
 
 import dataclasses
-import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,10 +12,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from llama_nb.cache import KVCache
 from llama_nb.config import LlamaConfig
 from llama_nb.errors import InputError
-from llama_nb.kernels.choice import Choice, choose
-from llama_nb.model import Llama, params_of, with_params
-from llama_nb.sampling import Sampling, sample
-from llama_nb.sharding import Layout
+from llama_nb.kernels.choice import choose
+from llama_nb.model import Llama, params_of
+from llama_nb.sampling import Sampling
+from llama_nb.steps import decode_loop, decode_step, extend, first, prefill
 
 MIN_BUCKET = 16
 MIN_CAPACITY = 256
@@ -29,134 +28,6 @@ def bucket(size: int, smallest: int) -> int:
     """
     power = max(smallest, 1 << (size - 1).bit_length())
     return power * 3 // 4 if size <= power * 3 // 4 and smallest < power else power
-
-
-@functools.partial(jax.jit, static_argnames=("config", "capacity", "dtype", "layout", "attention"))
-def prefill(
-    params: dict[str, Any],
-    tokens: jax.Array,
-    starts: jax.Array,
-    length: jax.Array,
-    *,
-    config: LlamaConfig,
-    capacity: int,
-    dtype: Any,
-    layout: Layout | None = None,
-    attention: Choice | None = None,
-) -> tuple[jax.Array, KVCache]:
-    """Run whole prompts through the model and keep their keys and values.
-
-    Parameters
-    ----------
-    params
-        From `model.params_of`.
-    tokens
-        Shape (B, T): each prompt ends at column `length - 1`; what is left and right is padding.
-    starts
-        Column of each prompt's first token, shape (B,).
-    length
-        Columns in use, a scalar.
-    config, capacity, dtype
-        Static: the model, the cache's slots (at least T) and its dtype.
-    layout
-        Static: how parameters lie on a mesh; the cache and activations follow.
-    attention
-        Static: by XLA, which is the default, or by kernels.
-
-    Returns
-    -------
-    tuple
-        Logits of each next token, shape (B, V) float32, and the cache.
-    """
-    model = with_params(config, params, layout, attention or "xla")
-    cache = KVCache.create(config, tokens.shape[0], capacity, dtype, layout)
-    cache = dataclasses.replace(cache, starts=starts)
-    hidden, cache = model.hidden(tokens, cache, fresh=True, length=length)
-    return _next_logits(model, hidden, length), dataclasses.replace(cache, length=length)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "layout"), donate_argnames=("cache",))
-def extend(
-    params: dict[str, Any],
-    cache: KVCache,
-    tokens: jax.Array,
-    count: jax.Array,
-    *,
-    config: LlamaConfig,
-    layout: Layout | None = None,
-) -> tuple[jax.Array, KVCache]:
-    """Add a chunk to a cache: the next turn of a chat, or the next piece of a long prompt.
-
-    Parameters
-    ----------
-    tokens
-        Shape (B, T), padded on the right; the cache has at least T free slots.
-    count
-        How many of the T are text.
-
-    Returns
-    -------
-    tuple
-        Logits of each next token, shape (B, V) float32, and the cache, `count` longer.
-    """
-    model = with_params(config, params, layout)
-    hidden, cache = model.hidden(tokens, cache)
-    cache = dataclasses.replace(cache, length=cache.length + count)
-    return _next_logits(model, hidden, count), cache
-
-
-def _next_logits(model: Llama, hidden: jax.Array, count: jax.Array) -> jax.Array:
-    # The head is V x D: worth computing for the one position that is asked about.
-    last = jax.lax.dynamic_slice_in_dim(hidden, count - 1, 1, axis=1)
-    return model.logits(last)[:, 0]
-
-
-@functools.partial(
-    jax.jit, static_argnames=("config", "greedy", "layout", "attention"), donate_argnames=("cache",)
-)
-def decode_step(
-    params: dict[str, Any],
-    cache: KVCache,
-    tokens: jax.Array,
-    key: jax.Array,
-    numbers: dict[str, jax.Array],
-    *,
-    config: LlamaConfig,
-    greedy: bool,
-    layout: Layout | None = None,
-    attention: Choice | None = None,
-) -> tuple[jax.Array, KVCache]:
-    """Add one token to every sequence and choose the next.
-
-    Parameters
-    ----------
-    tokens
-        The last chosen tokens, shape (B,).
-    key
-        Random key of the whole generation; the step folds its slot into it.
-    numbers, greedy
-        As for `sampling.sample`.
-    layout, attention
-        As in `prefill`.
-
-    Returns
-    -------
-    tuple
-        Chosen tokens, shape (B,) int32, and the cache, one longer.
-    """
-    model = with_params(config, params, layout, attention or "xla")
-    hidden, cache = model.hidden(tokens[:, None], cache)
-    cache = dataclasses.replace(cache, length=cache.length + 1)
-    key = jax.random.fold_in(key, cache.length)
-    return sample(model.logits(hidden)[:, 0], key, numbers, greedy=greedy), cache
-
-
-_first = jax.jit(
-    lambda logits, key, length, numbers, greedy: sample(
-        logits, jax.random.fold_in(key, length), numbers, greedy=greedy
-    ),
-    static_argnames=("greedy",),
-)
 
 
 def _fetch(tokens: jax.Array) -> np.ndarray:
@@ -273,49 +144,126 @@ class Session:
         return logits
 
     def tokens(
-        self, logits: jax.Array, count: int, sampling: Sampling | None = None
+        self,
+        logits: jax.Array,
+        count: int,
+        sampling: Sampling | None = None,
+        *,
+        chunk: int = 1,
+        stop_ids: Collection[int] = (),
     ) -> Iterator[np.ndarray]:
         """Yield up to `count` tokens per sequence, one array of shape (B,) int32 at a time.
 
-        The next step is sent off before the last token is fetched, so the device never waits for
-        the host. Stop iterating at any time; the session has then read every token yielded but
+        What comes next is sent off before the last tokens are fetched, so the device never waits
+        for the host. Stop iterating at any time; the session has then read every token yielded but
         the last.
+
+        Parameters
+        ----------
+        logits
+            Of what follows, from `feed`.
+        chunk
+            Tokens per dispatch. With 1 each is here as soon as it is chosen. More of them are
+            chosen in a loop on the device and arrive together; they are the same tokens.
+        stop_ids
+            Tokens that end a sequence. The last array is the one with which all have ended; until
+            then rows that have ended go on.
+
+        Raises
+        ------
+        InputError
+            When the tokens don't fit, or `chunk` is no whole number above 0.
         """
         sampling = sampling or Sampling()
+        check_chunk(chunk)
         if self.used + count > self.limit:
             raise InputError(
                 f"{count} new tokens do not fit: {self.used} of this session's {self.limit} "
                 "are used; ask for fewer or start a new session."
             )
         key, numbers = jax.random.key(sampling.seed), sampling.numbers()
-        token = _first(logits, key, np.int32(self.used), numbers, greedy=sampling.greedy)
-        base = self.used
+        stops, base = np.array(sorted(stop_ids), np.int32), self.used
+        token, done = first(
+            logits,
+            key,
+            np.int32(base),
+            numbers,
+            stops,
+            greedy=sampling.greedy,
+            layout=self.layout,
+        )
+        options = {
+            "config": self.config,
+            "greedy": sampling.greedy,
+            "layout": self.layout,
+            "attention": self.attention,
+        }
+        if chunk == 1:
+            rows = self._one_by_one(token, count, (key, numbers), options)
+        else:
+            arguments = (key, numbers, stops)
+            rows = self._chunks(token, done, count, arguments, {"chunk": chunk, **options})
+        try:
+            ended = False
+            for index, row in enumerate(rows):
+                self.used = base + index
+                yield row
+                ended = ended | np.isin(row, stops)
+                if ended.all():
+                    return
+        finally:
+            # Whoever stops early leaves steps behind that read tokens nobody saw: forget them.
+            length = jnp.minimum(self.cache.length, np.int32(self.used))
+            self.cache = dataclasses.replace(self.cache, length=length)
 
+    def _one_by_one(
+        self, token: jax.Array, count: int, arguments: tuple, options: dict[str, Any]
+    ) -> Iterator[np.ndarray]:
         def step(token: jax.Array) -> jax.Array:
-            token, self.cache = decode_step(
-                self.params,
-                self.cache,
-                token,
-                key,
-                numbers,
-                config=self.config,
-                greedy=sampling.greedy,
-                layout=self.layout,
-                attention=self.attention,
-            )
+            token, self.cache = decode_step(self.params, self.cache, token, *arguments, **options)
             return token
 
-        try:
-            yield _fetch(token)  # Shown before the step is compiled, where it is new.
-            token = step(token) if count > 1 else token
-            for index in range(1, count):
-                ahead = step(token) if index + 1 < count else None
-                self.used = base + index
-                yield _fetch(token)
-                token = ahead
-        finally:
-            # Whoever stops early leaves a step behind that read a token nobody saw: forget it.
-            self.cache = dataclasses.replace(self.cache, length=jnp.int32(self.used))
+        yield _fetch(token)  # Shown before the step is compiled, where it is new.
+        token = step(token) if count > 1 else token
+        for index in range(1, count):
+            ahead = step(token) if index + 1 < count else None
+            yield _fetch(token)
+            token = ahead
+
+    def _chunks(
+        self,
+        token: jax.Array,
+        done: jax.Array,
+        count: int,
+        arguments: tuple,
+        options: dict[str, Any],
+    ) -> Iterator[np.ndarray]:
+        chunk = options["chunk"]
+
+        def send(left: int) -> tuple[jax.Array, jax.Array]:
+            nonlocal token, done
+            size = np.int32(min(chunk, left))
+            chosen, steps, token, done, self.cache = decode_loop(
+                self.params, self.cache, token, done, *arguments, size, **options
+            )
+            return chosen, steps
+
+        yield _fetch(token)
+        left = count - 1
+        sent = send(left) if left > 0 else None
+        while sent:
+            left -= chunk
+            # Where all rows end in the chunk before, this one takes no step.
+            ahead = send(left) if left > 0 else None
+            chosen, steps = _fetch(sent[0]), int(sent[1])
+            yield from chosen[:, :steps].T
+            sent = ahead
+
+
+def check_chunk(chunk: int) -> None:
+    """Raise `InputError` unless `chunk` is a number of tokens."""
+    if not isinstance(chunk, int) or chunk < 1:
+        raise InputError(f"chunk is {chunk}; it must be a whole number above 0.")
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], config: LlamaConfig) -> int:

@@ -27,6 +27,7 @@ def test_info(capsys):
         (["generate", "a", "--top-k", "-1"], "top_k is -1"),
         (["generate", "a", "--temperature", "-1"], "temperature is -1.0"),
         (["generate", "a", "--max-new-tokens", "0"], "1 or more"),
+        (["generate", "a", "--chunk", "0"], "--chunk is 0; it must be 1 or more"),
         (["generate", "a", "--seed", "-3"], "seed is -3"),
     ],
 )

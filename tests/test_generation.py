@@ -52,6 +52,32 @@ def test_an_emoji_is_never_cut(llama):
     assert "🦙" in text and "\ufffd" not in text.rstrip("\ufffd")
 
 
+@pytest.mark.parametrize("chunk", [5, 32])
+def test_chunks_change_no_text(llama, chunk):
+    questions = ["What is the capital of France?", "Tell me a long story."]
+    options = {"chat": True, "max_new_tokens": 30}
+    found = llama_nb.complete(*llama, questions, chunk=chunk, **options)
+    wanted = llama_nb.complete(*llama, questions, **options)
+    assert [(d.text, d.token_ids, d.stopped) for d in found] == [
+        (d.text, d.token_ids, d.stopped) for d in wanted
+    ]
+    pieces = list(llama_nb.stream(*llama, questions[0], chunk=chunk, **options))
+    assert len(pieces) == 7 and "".join(pieces) == "The capital of France is Paris."
+
+
+def test_a_chat_in_chunks_keeps_its_prefix(llama):
+    def talk(chunk):
+        chat = llama_nb.Chat(*llama, capacity=512)
+        questions = ("My name is Ada. Please say hello.", "What is my name?", "Thanks.")
+        budgets = (40, 4, 40)  # The second answer is cut short.
+        return [
+            ("".join(chat.send(question, max_new_tokens=budget, chunk=chunk)), chat.session.used)
+            for question, budget in zip(questions, budgets, strict=True)
+        ]
+
+    assert talk(16) == talk(1)
+
+
 def test_sampling_is_seeded(llama):
     def run(seed):
         return llama_nb.generate(
@@ -98,6 +124,7 @@ def test_a_chat_cut_short_goes_on(llama):
     [
         ("", {}, "empty"),
         ("a", {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ("a", {"chunk": 0}, "chunk is 0"),
         ("a", {"max_new_tokens": 8192}, "at most 8191"),
         ("a " * 9000, {}, "context holds 8192"),
         ("a", {"top_p": 0.0}, "top_p"),

@@ -23,6 +23,9 @@ def add(commands: Any) -> None:
     generate.add_argument("--top-p", type=float, default=1.0, metavar="P", help="1: off")
     generate.add_argument("--min-p", type=float, default=0.0, metavar="P", help="0: off")
     generate.add_argument("--seed", type=int, default=0, metavar="S")
+    generate.add_argument(
+        "--chunk", type=int, default=1, metavar="N", help="choose N tokens per dispatch"
+    )
     generate.add_argument("--json", action="store_true", help="print one JSON object at the end")
     generate.add_argument("--dtype", choices=["bfloat16", "float32"], help="of the weights")
     generate.add_argument("--cache", choices=["int8"], help="keep keys and values in int8")
@@ -47,6 +50,8 @@ def run(options: argparse.Namespace) -> None:
     Sampling(**settings)  # Say what is wrong before loading anything.
     if options.max_new_tokens < 1:
         raise InputError(f"--max-new-tokens is {options.max_new_tokens}; it must be 1 or more.")
+    if options.chunk < 1:
+        raise InputError(f"--chunk is {options.chunk}; it must be 1 or more.")
     if not options.prompt:
         raise InputError("the prompt is empty; give the model some text to continue.")
     mesh = mesh_of(options)
@@ -73,6 +78,7 @@ def run(options: argparse.Namespace) -> None:
         "max_new_tokens": options.max_new_tokens,
         "chat": options.chat,
         "cache_dtype": options.cache,
+        "chunk": options.chunk,
         **settings,
     }
     if options.json:
