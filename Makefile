@@ -68,7 +68,7 @@ lint: $(VENV)/.dev
 	else echo "shellcheck is not installed: shell scripts were not checked."; fi
 
 bench: $(VENV)/.dev
-	@for script in $(filter-out $(addprefix benchmarks/,machine.py load_8b.py atlas.py train_small.py train_ablations.py fine_tune.py),$(wildcard benchmarks/*.py)); do echo "== $$script"; \
+	@for script in $(filter-out $(addprefix benchmarks/,machine.py eight_b_weights.py eight_b_parties.py eight_b_jax_ml.py load_8b.py atlas.py train_small.py train_ablations.py fine_tune.py),$(wildcard benchmarks/*.py)); do echo "== $$script"; \
 	$(BIN)/python "$$script" || exit 1; done
 
 cluster: $(VENV)/.book

@@ -295,11 +295,10 @@ class Chat:
         decoder, answer, pieces = self.tokenizer.stream(), [], []
         stop_ids = self.tokenizer.stop_ids
         logits = self.session.feed([ids])
-        chosen = self.session.tokens(
-            logits, max_new_tokens, sampling, chunk=chunk, stop_ids=stop_ids
-        )
         try:
-            for token in chosen:
+            for token in self.session.tokens(
+                logits, max_new_tokens, sampling, chunk=chunk, stop_ids=stop_ids
+            ):
                 answer.append(int(token[0]))
                 if answer[-1] in stop_ids:
                     break
