@@ -1,4 +1,4 @@
-"""Where the model's attention goes through a kernel: whole prompts, and single tokens."""
+"""Where the model goes through a kernel: attention, and large int8 matrices on one chip."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -64,3 +64,17 @@ def kernel(
         return out[:, None]
 
     return prefill if fresh else decode
+
+
+def product(
+    choice: Choice | str, layout: "Layout | None", rows: int
+) -> Callable[..., jax.Array] | None:
+    """Return what multiplies so many rows with int8 matrices, or None where XLA does.
+
+    A kernel is one device's program: on a mesh the products stay XLA's, which splits them.
+    """
+    if layout is not None and layout.mesh.size > 1:
+        return None
+    from llama_nb.kernels import matmul
+
+    return matmul.product if matmul.streams(choice, rows) else None

@@ -237,9 +237,12 @@ def causal_mask(starts: jax.Array, first: jax.Array | int, T: int, S: int) -> ja
     return causal[None] & (slots >= starts[:, None])[:, None, :]
 
 
-@functools.partial(_one_program, static_argnames=("contract",))
+@functools.partial(_one_program, static_argnames=("contract", "product"))
 def dense(
-    x: jax.Array, weight: jax.Array | packed.Packed | LowRank, contract: int = 1
+    x: jax.Array,
+    weight: jax.Array | packed.Packed | LowRank,
+    contract: int = 1,
+    product: packed.Product | None = None,
 ) -> jax.Array:
     """Multiply the last `contract` axes of `x` with the first `contract` axes of `weight`.
 
@@ -253,6 +256,8 @@ def dense(
     weight
         Shape (*inputs, *outputs), `contract` of them inputs; an array, one kept in fewer bits, or
         one with a change of low rank.
+    product
+        Static: as in `packed.project`.
 
     Returns
     -------
@@ -261,14 +266,14 @@ def dense(
     """
     if isinstance(weight, LowRank):
         change = dense(dense(x, weight.a, contract), weight.b)
-        return dense(x, weight.base, contract) + weight.scale * change
+        return dense(x, weight.base, contract, product) + weight.scale * change
     if _on_explicit_axes(x):
         return _explicit_product(x, _wide(weight, x), contract)
     inputs, outputs = weight.shape[:contract], weight.shape[contract:]
     lead = x.shape[: x.ndim - contract]
     rows = x.reshape(-1, math.prod(inputs))
     if isinstance(weight, packed.Packed):
-        return packed.project(rows, weight, contract).reshape(*lead, *outputs)
+        return packed.project(rows, weight, contract, product).reshape(*lead, *outputs)
     matrix = weight.reshape(math.prod(inputs), -1)
     if rows.shape[0] == 1:
         flat = jax.lax.platform_dependent(rows, matrix, cpu=_row_times_matrix, default=jnp.matmul)
@@ -318,8 +323,10 @@ def _row_times_matrix(row: jax.Array, matrix: jax.Array) -> jax.Array:
     return jnp.einsum("pi,pio->po", row, matrix).sum(axis=0, keepdims=True)
 
 
-@_one_program
-def unembed(x: jax.Array, table: jax.Array | packed.Packed) -> jax.Array:
+@functools.partial(_one_program, static_argnames=("product",))
+def unembed(
+    x: jax.Array, table: jax.Array | packed.Packed, product: packed.Product | None = None
+) -> jax.Array:
     """Compare hidden states with every row of the head: logits.
 
     Parameters
@@ -328,6 +335,8 @@ def unembed(x: jax.Array, table: jax.Array | packed.Packed) -> jax.Array:
         Shape (B, T, D).
     table
         The head, or the embedding where they are tied: shape (V, D).
+    product
+        Static: as in `packed.project`.
 
     Returns
     -------
@@ -338,7 +347,7 @@ def unembed(x: jax.Array, table: jax.Array | packed.Packed) -> jax.Array:
         return _explicit_product(x, _wide(table, x).T, 1, jnp.float32)
     rows = x.reshape(-1, x.shape[-1])
     if isinstance(table, packed.Packed):
-        flat = packed.unembed(rows, table)
+        flat = packed.unembed(rows, table, product)
     elif rows.shape[0] == 1:
         # matrix @ vector: four times as fast as vector @ matrix.T on recent CPU backends.
         flat = jnp.matmul(table, rows[0], preferred_element_type=jnp.float32)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llama_nb.sharding import Layout
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Dense = Callable[..., jax.Array]
 
 _STREAM = ("batch", None, "stream")  # the logical axes of (B, T, D)
 _INIT_STD = 0.02  # GPT-2's, and every Llama's `initializer_range`.
@@ -50,12 +51,19 @@ class Attention(nnx.Module):
         self.v_proj = make.normal(D, K, H, axes=("embed", "kv_heads", "head_dim"))
         self.o_proj = make.normal(N, H, D, axes=("heads", "head_dim", "embed"))
 
-    def __call__(self, x: jax.Array, cos: jax.Array, sin: jax.Array, attend: Attend) -> jax.Array:
+    def __call__(
+        self,
+        x: jax.Array,
+        cos: jax.Array,
+        sin: jax.Array,
+        attend: Attend,
+        dense: Dense = layers.dense,
+    ) -> jax.Array:
         """Map (B, T, D) to (B, T, D)."""
-        q = layers.rope(layers.dense(x, compat.value(self.q_proj)), cos, sin)  # (B, T, N, H)
-        k = layers.rope(layers.dense(x, compat.value(self.k_proj)), cos, sin)  # (B, T, K, H)
-        v = layers.dense(x, compat.value(self.v_proj))  # (B, T, K, H)
-        return layers.dense(attend(q, k, v), compat.value(self.o_proj), contract=2)
+        q = layers.rope(dense(x, compat.value(self.q_proj)), cos, sin)  # (B, T, N, H)
+        k = layers.rope(dense(x, compat.value(self.k_proj)), cos, sin)  # (B, T, K, H)
+        v = dense(x, compat.value(self.v_proj))  # (B, T, K, H)
+        return dense(attend(q, k, v), compat.value(self.o_proj), contract=2)
 
 
 class MLP(nnx.Module):
@@ -67,11 +75,11 @@ class MLP(nnx.Module):
         self.up_proj = make.normal(D, F, axes=("embed", "ffn"))
         self.down_proj = make.normal(F, D, axes=("ffn", "embed"))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, dense: Dense = layers.dense) -> jax.Array:
         """Map (B, T, D) to (B, T, D)."""
-        gate = layers.dense(x, compat.value(self.gate_proj))
-        up = layers.dense(x, compat.value(self.up_proj))
-        return layers.dense(layers.swiglu(gate, up), compat.value(self.down_proj))
+        gate = dense(x, compat.value(self.gate_proj))
+        up = dense(x, compat.value(self.up_proj))
+        return dense(layers.swiglu(gate, up), compat.value(self.down_proj))
 
 
 class Block(nnx.Module):
@@ -91,6 +99,7 @@ class Block(nnx.Module):
         sin: jax.Array,
         attend: Attend,
         join: Callable[[jax.Array], jax.Array] = lambda part: part,
+        dense: Dense = layers.dense,
     ) -> jax.Array:
         """Map the residual stream (B, T, D) to the next layer's.
 
@@ -104,11 +113,13 @@ class Block(nnx.Module):
         join
             What devices do with the outputs of attention and of the feed-forward layer before they
             are added to the stream: sums over the devices where each has a part of the heads.
+        dense
+            How to multiply with a matrix: `layers.dense`, or with a kernel for its `product`.
         """
         h = layers.rms_norm(x, compat.value(self.attn_norm), self.norm_eps)
-        x = x + join(self.attn(h, cos, sin, attend))
+        x = x + join(self.attn(h, cos, sin, attend, dense))
         h = layers.rms_norm(x, compat.value(self.mlp_norm), self.norm_eps)
-        return x + join(self.mlp(h))
+        return x + join(self.mlp(h, dense))
 
 
 class Llama(nnx.Module):
@@ -221,6 +232,8 @@ class Llama(nnx.Module):
         if segments is not None:
             mask = mask & (segments[:, :, None] == segments[:, None])
         x = self.embedded(tokens, tp_axis)
+        product = attending.product(self.attention_impl, self.layout, B * T)
+        dense = functools.partial(layers.dense, product=product)
         kernel = None
         if cache is not None and (fresh or T == 1):
             end = cache.length + 1 if not fresh else T if length is None else length
@@ -245,7 +258,7 @@ class Llama(nnx.Module):
                     return layers.causal_attention(q, k, v, mask, block)
                 return layers.attention(q, *cache.read(index), mask, *cache.scales(index))
 
-            run = functools.partial(block, cos=cos, sin=sin, attend=attend, join=join)
+            run = functools.partial(block, cos=cos, sin=sin, attend=attend, join=join, dense=dense)
             x = (jax.checkpoint(run, policy=policy) if remat else run)(x)
         return layers.rms_norm(x, compat.value(self.norm), self.config.norm_eps), cache
 
@@ -287,7 +300,9 @@ class Llama(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Return next-token logits, shape (B, T, V) float32, of hidden states (B, T, D)."""
         head = compat.value(self.embed if self.config.tied else self.lm_head)
-        return layers.unembed(hidden, head)
+        B, T = hidden.shape[:2]
+        product = attending.product(self.attention_impl, self.layout, B * T)
+        return layers.unembed(hidden, head, product)
 
 
 def params_of(model: Llama) -> dict[str, Any]:

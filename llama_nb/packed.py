@@ -8,6 +8,7 @@ block, each small enough to stay in the processor's cache.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ import numpy as np
 from llama_nb import compat
 
 _BLOCK = 1 << 21
+_LEAST_ROWS = 8
+Product = Callable[..., jax.Array]
 
 
 @jax.tree_util.register_dataclass
@@ -99,12 +102,32 @@ def unpack(weight: Packed, dtype: Any = jnp.float32) -> jax.Array:
 
 def take(weight: Packed, tokens: jax.Array, dtype: Any) -> jax.Array:
     """Return rows of an embedding (V, D) for tokens (B, T): shape (B, T, D)."""
-    rows = widen(weight.values[tokens], dtype)
+    rows = widen(_lookup(weight.values, tokens), dtype)
     return rows if weight.scale is None else rows * weight.scale[tokens].astype(dtype)
 
 
-def project(rows: jax.Array, weight: Packed, contract: int) -> jax.Array:
+def _lookup(values: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Return `values[tokens]`, which for a few tokens is asked for with more.
+
+    A single row is a slice, for which the TPU compiler wants the table in another layout: it would
+    copy all of it, half a gigabyte at 8B, in every step.
+    """
+    few = tokens.size
+    if few >= _LEAST_ROWS:
+        return values[tokens]
+    rows = values[jnp.pad(tokens.reshape(-1), (0, _LEAST_ROWS - few))]
+    return jax.lax.optimization_barrier(rows)[:few].reshape(*tokens.shape, -1)
+
+
+def project(
+    rows: jax.Array, weight: Packed, contract: int, product: Product | None = None
+) -> jax.Array:
     """Multiply (M, I) with a projection whose first `contract` axes are the I inputs.
+
+    Parameters
+    ----------
+    product
+        What multiplies int8 matrices in XLA's place (`kernels.matmul.product`).
 
     Returns
     -------
@@ -113,6 +136,8 @@ def project(rows: jax.Array, weight: Packed, contract: int) -> jax.Array:
     """
     inputs = math.prod(weight.shape[:contract])
     values = weight.values.reshape(inputs, -1)
+    if product is not None and weight.scale is not None:
+        return (product(rows, values) * weight.scale.reshape(-1)).astype(rows.dtype)
     flat = jax.lax.platform_dependent(rows, values, cpu=_project_blocks, default=_project)
     return flat if weight.scale is None else flat * weight.scale.reshape(-1).astype(rows.dtype)
 
@@ -144,8 +169,10 @@ def _block(length: int, width: int) -> int:
     return max(1, min(length // 2, _BLOCK // width))
 
 
-def unembed(rows: jax.Array, weight: Packed) -> jax.Array:
-    """Multiply (M, D) with a head (V, D): logits of shape (M, V), float32."""
+def unembed(rows: jax.Array, weight: Packed, product: Product | None = None) -> jax.Array:
+    """Multiply (M, D) with a head (V, D), as `project` does: logits of shape (M, V), float32."""
+    if product is not None and weight.scale is not None:
+        return product(rows, weight.values, outputs_first=True) * weight.scale[:, 0]
     flat = jax.lax.platform_dependent(rows, weight.values, cpu=_unembed_blocks, default=_unembed)
     return flat if weight.scale is None else flat * weight.scale[:, 0]
 

@@ -57,6 +57,46 @@ def test_decode_for_a_slice(name):
     assert hlo.schedule(text).collectives == report.collectives
 
 
+def _one_chip(phase, context):
+    """Return what one v5e with its 16 GB can do at best with 8B in int8, in seconds."""
+    config = presets.get("llama3.1-8b")
+    matrices = config.param_count() - config.vocab_size * config.embed_dim  # but the embedding
+    K, H, L = config.num_kv_heads, config.head_dim, config.num_layers
+    if phase == "decode":
+        past = 2 * L * K * context * (H + 4)  # keys and values, and a scale for each
+        return (matrices + past) / 819e9
+    head = config.vocab_size * config.embed_dim  # of the last position only
+    scores = context * (context + 1) / 2 * L * config.num_heads * H * 2
+    return 2 * ((matrices - head) * context + head + scores) / 197e12
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["tp", "dp"], ids=["by hand", "session"])
+def test_8b_decodes_on_one_chip(strategy):
+    """All 32 layers, a full cache of 8,192: 80% of what reading each byte once would allow."""
+    config = presets.get("llama3.1-8b")
+    asked = {"batch": 1, "context": 8192, "quant": "int8", "strategy": strategy}
+    report, text = aot.compile_for("v5e:1x1", config, **asked)
+    assert report.fits and report.argument_bytes + report.temp_bytes < 9e9
+    assert 0.8 * report.estimated_step_ms < 1e3 * _one_chip("decode", 8192)
+    # The feed-forward matrices and the head are streamed, and nothing large is copied.
+    streamed = [op for op, _, _ in hlo.executed(text) if "matmul_int8" in op.text and op.is_kernel]
+    assert len(streamed) == 1 + config.num_layers * (2 if strategy == "tp" else 3)
+    copied = [op for op, _, _ in hlo.executed(text) if op.opcode == "copy"]
+    assert sum(hlo.shape_bytes(op.result) for op in copied) < 2**24
+
+
+@compiles
+@pytest.mark.slow
+def test_8b_reads_a_prompt_on_one_chip():
+    config = presets.get("llama3.1-8b")
+    asked = {"phase": "prefill", "batch": 1, "context": 8192, "quant": "int8"}
+    report, _ = aot.compile_for("v5e:1x1", config, **asked)
+    assert report.fits and report.argument_bytes + report.temp_bytes < 14e9
+    assert 0.8 * report.estimated_step_ms < 1e3 * _one_chip("prefill", 8192)
+
+
 @compiles
 @pytest.mark.slow
 def test_deeper_models_cost_the_same_per_layer():

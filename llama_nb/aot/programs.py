@@ -14,6 +14,7 @@ from llama_nb.aot.shapes import DTYPE, cache_shapes, param_shapes
 from llama_nb.config import LlamaConfig
 from llama_nb.data.packing import Batch
 from llama_nb.errors import InputError
+from llama_nb.kernels import matmul
 from llama_nb.kernels.choice import Choice
 from llama_nb.sampling import Sampling
 from llama_nb.session import decode_step, prefill
@@ -109,13 +110,15 @@ def _decode_by_hand(step: Step) -> Program:
     mesh = pod.make_mesh(step.config, step.layout.mesh.devices)
     params = pod.param_shapes(step.config, mesh, step.quant, DTYPE)
     cache = pod.cache_shapes(step.config, mesh, step.batch, step.context, step.cache_dtype)
-    attend = {}
+    kernels = {}
     if step.choice.kind == "pallas":
-        attend = {"attend": functools.partial(pod.kernel, chip=step.choice.chip)}
+        kernels = {"attend": functools.partial(pod.kernel, chip=step.choice.chip)}
+    if step.quant and matmul.streams(step.choice, step.batch):
+        kernels["product"] = matmul.product
     return Program(
         pod.decode_step,
         (params, cache, jax.ShapeDtypeStruct((step.batch,), jnp.int32)),
-        {"config": step.config, "mesh": mesh, **attend},
+        {"config": step.config, "mesh": mesh, **kernels},
         params,
         cache,
         (),

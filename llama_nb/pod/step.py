@@ -61,7 +61,7 @@ def kernel(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "mesh", "attend"), donate_argnames=("cache",)
+    jax.jit, static_argnames=("config", "mesh", "attend", "product"), donate_argnames=("cache",)
 )
 def decode_step(
     params: dict[str, Any],
@@ -71,6 +71,7 @@ def decode_step(
     config: LlamaConfig,
     mesh: Mesh,
     attend: Callable[..., Part] = attention,
+    product: packed.Product | None = None,
 ) -> tuple[jax.Array, KVCache]:
     """Add one token to every sequence and return the likeliest next.
 
@@ -84,6 +85,8 @@ def decode_step(
         Shape (B,), int32.
     attend
         Static: `kernels.decode_xla.attention`, or a kernel that does the same (`kernel`).
+    product
+        Static: what multiplies int8 matrices in XLA's place (`kernels.matmul.product`).
 
     Returns
     -------
@@ -100,7 +103,7 @@ def decode_step(
         jax.tree.map(lambda place: place.spec, places)
         for places in (shardings(params, mesh), cache_shardings(cache, mesh))
     ]
-    step = functools.partial(_local_step, config=config, mesh=mesh, attend=attend)
+    step = functools.partial(_local_step, config=config, mesh=mesh, attend=attend, product=product)
     return jax.shard_map(
         step,
         mesh=mesh,
@@ -110,7 +113,7 @@ def decode_step(
     )(params, cache, tokens)
 
 
-def _local_step(params, cache, tokens, *, config, mesh, attend):
+def _local_step(params, cache, tokens, *, config, mesh, attend, product):
     """Do one chip's part of a step."""
     B, H, G = tokens.shape[0], config.head_dim, config.group_size
     K, spare = config.num_kv_heads // mesh.shape["model"], mesh.shape["spare"]
@@ -126,12 +129,14 @@ def _local_step(params, cache, tokens, *, config, mesh, attend):
     def norm(x, gain):
         return layers.rms_norm(x, gain, config.norm_eps)
 
+    dot = functools.partial(_dot, product=product)
+
     # A matrix unit multiplies eight rows as fast as one, and one row not as a matrix at all.
     padding = max(0, 8 - B)
     x = _embed(params, jnp.pad(tokens, (0, padding)))
     new = []
     for index, block in enumerate(params["layers"]):
-        qkv = _dot(norm(x, block["attn_norm"]), block["qkv"])
+        qkv = dot(norm(x, block["attn_norm"]), block["qkv"])
         qkv = lax.all_gather(qkv, "spare", axis=1, tiled=True)
         qkv = lax.dynamic_slice_in_dim(qkv, 0 if by_slots else mine * rows, rows)
         qkv = turn(qkv.reshape(rows, K, G + 2, H))
@@ -152,11 +157,11 @@ def _local_step(params, cache, tokens, *, config, mesh, attend):
         y = (part.mixed / part.total).astype(x.dtype).reshape(rows, -1)
         y = _own_columns(y, by_slots, spare)
 
-        x = x + lax.psum(_dot(jnp.pad(y, ((0, padding), (0, 0))), block["o"]), AXES)
-        gate, up = jnp.split(_dot(norm(x, block["mlp_norm"]), block["gate_up"]), 2, axis=1)
-        x = x + lax.psum(_dot(layers.swiglu(gate, up), block["down"]), AXES)
+        x = x + lax.psum(dot(jnp.pad(y, ((0, padding), (0, 0))), block["o"]), AXES)
+        gate, up = jnp.split(dot(norm(x, block["mlp_norm"]), block["gate_up"]), 2, axis=1)
+        x = x + lax.psum(dot(layers.swiglu(gate, up), block["down"]), AXES)
     head = params["embed" if config.tied else "lm_head"]
-    token = _likeliest(norm(x, params["norm"]), head)[:B]
+    token = _likeliest(norm(x, params["norm"]), head, product)[:B]
     # Only now: a cache that changes before it is read can't be fetched ahead.
     x, new = lax.optimization_barrier((x, new))
     return token, _write(cache, new, first if by_slots else None)
@@ -196,8 +201,10 @@ def _write(cache: KVCache, new: Sequence[Sequence[jax.Array]], first: jax.Array 
     return dataclasses.replace(cache, **fields, length=cache.length + 1)
 
 
-def _dot(x: jax.Array, weight: Packed) -> jax.Array:
+def _dot(x: jax.Array, weight: Packed, product: packed.Product | None) -> jax.Array:
     """Multiply (B, I) with (I, O): the sum in float32, scaled once, in the dtype of x."""
+    if product is not None:
+        return packed.project(x, weight, 1, product)
     y = jnp.dot(x, weight.values.astype(x.dtype), preferred_element_type=jnp.float32)
     return (y if weight.scale is None else y * weight.scale).astype(x.dtype)
 
@@ -236,9 +243,9 @@ def _embed(params: dict[str, Any], tokens: jax.Array) -> jax.Array:
     return lax.psum(jnp.where(here[:, None], x, 0), AXES)
 
 
-def _likeliest(x: jax.Array, head: Packed) -> jax.Array:
+def _likeliest(x: jax.Array, head: Packed, product: packed.Product | None) -> jax.Array:
     """Return the argmax over the vocabulary of (B, D): each chip's best, then the best of those."""
-    logits = packed.unembed(x, head)
+    logits = packed.unembed(x, head, product)
     best, token = logits.max(axis=1), logits.argmax(axis=1).astype(jnp.int32)
     token = token + lax.axis_index(AXES) * head.shape[0]
     best, token = lax.all_gather((best, token), AXES)  # (chips, B)
