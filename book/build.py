@@ -29,6 +29,7 @@ CELL_TIMEOUT = 600  # seconds
 ENVIRONMENT = dict(os.environ)  # as found: importing JAX, for one, adds variables later
 # What a notebook may read besides itself, and the packages whose version shows in its outputs.
 DEPENDS = ("llama_nb/**/*.py", "cluster/**/*", "benchmarks/**/*.py", "benchmarks/results/*.json")
+RELEVANT = ("JAX_", "XLA_", "LIBTPU_", "LLAMA_NB_8B")  # variables that change outputs
 PACKAGES = (
     "jax",
     "jaxlib",
@@ -62,8 +63,12 @@ def cache_dir() -> Path:
 
 
 def kernel_env() -> dict[str, str]:
-    """Return a kernel's environment: this one, and JAX on the CPU where there is nothing better."""
-    env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PREFER_ENV_PATH": "1", **ENVIRONMENT}
+    """Return a kernel's environment: this one, and JAX on the CPU where there is nothing better.
+
+    Chapter 23 runs with the small model, unless the environment names other weights.
+    """
+    fixed = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "JUPYTER_PREFER_ENV_PATH": "1"}
+    env = {**fixed, "LLAMA_NB_8B": "small", **ENVIRONMENT}
     prefer_cpu_if_alone(env)
     return env
 
@@ -91,7 +96,7 @@ def key(path: Path) -> str:
     files = {file for pattern in DEPENDS for file in ROOT.glob(pattern) if file.is_file()}
     for file in [path, *sorted(file for file in files if "__pycache__" not in file.parts)]:
         digest.update(f"\0{file.name}\0".encode() + file.read_bytes())
-    env = {k: v for k, v in kernel_env().items() if k.startswith(("JAX_", "XLA_", "LIBTPU_"))}
+    env = {k: v for k, v in kernel_env().items() if k.startswith(RELEVANT)}
     facts = [platform.python_version(), machine(), sorted(env.items())]
     digest.update(repr([*facts, *((name, version(name)) for name in PACKAGES)]).encode())
     return digest.hexdigest()

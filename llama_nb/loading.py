@@ -1,6 +1,7 @@
 """A model and its tokenizer from a name, a folder or a file."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from llama_nb.model import Llama, with_params
 from llama_nb.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "smollm2-135m"
+
+Watch = Callable[[int, int], None]
 
 
 def locate(model: str | Path) -> Path:
@@ -98,18 +101,42 @@ def load(
         In one sentence, when a mesh doesn't divide the model, or a name, file or download is bad.
     """
     choose(attention_impl, jax.devices()[0])  # Say what is wrong before reading anything.
+    checkpoint, tokenizer = open_model(model)
+    options = {"dtype": dtype, "quant": quant, "mesh": mesh, "strategy": strategy}
+    return build(checkpoint, attention_impl=attention_impl, **options), tokenizer
+
+
+def open_model(model: str | Path) -> tuple[Checkpoint, Tokenizer]:
+    """Return a model's checkpoint, of which only headers are read, and its tokenizer.
+
+    Parameters and errors as in `locate`.
+    """
     path = locate(model)
     checkpoint = open_checkpoint(path)
     # A GGUF file's metadata holds its tokenizer and takes seconds to parse: once is enough.
     metadata = getattr(checkpoint, "metadata", None)
-    tokenizer = Tokenizer.from_gguf(metadata) if metadata else tokenizers.load(path)
+    return checkpoint, Tokenizer.from_gguf(metadata) if metadata else tokenizers.load(path)
+
+
+def build(
+    checkpoint: Checkpoint,
+    *,
+    dtype: Any = None,
+    quant: str | None = None,
+    mesh: Mesh | None = None,
+    strategy: str = "2d",
+    attention_impl: str = "auto",
+    watch: Watch | None = None,
+) -> Llama:
+    """Return the model of an open checkpoint; parameters as in `load` and `load_weights`."""
     keep_compiled_programs()
     layout = None
     if mesh is not None:
         layout = sharding.layout(checkpoint.config, mesh, strategy)
         sharding.check(checkpoint.config, layout, heads=False)
-    params = load_weights(checkpoint, dtype=dtype, quant=quant, mesh=mesh, strategy=strategy)
-    return with_params(checkpoint.config, params, layout, attention_impl), tokenizer
+    options = {"dtype": dtype, "quant": quant, "mesh": mesh, "strategy": strategy}
+    params = load_weights(checkpoint, watch=watch, **options)
+    return with_params(checkpoint.config, params, layout, attention_impl)
 
 
 def load_weights(
@@ -119,23 +146,31 @@ def load_weights(
     quant: str | None = None,
     mesh: Mesh | None = None,
     strategy: str = "2d",
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Return an open checkpoint's parameters in the form that suits this backend.
 
-    Parameters as in `load`; progress is shown on standard error for models that take a while.
+    Parameters
+    ----------
+    dtype, quant, mesh, strategy
+        As in `load`.
+    watch
+        Called with numbers done and numbers in all after each tensor. Without it, progress is shown
+        on standard error for models that take a while.
     """
     dtype = np.dtype(default_dtype() if dtype is None else dtype)
     config = checkpoint.config
     # On CPU a matrix in few bits is widened in the product, and activations stay float32.
     bits = jax.default_backend() == "cpu" and dtype == jnp.bfloat16
-    with progress.bar("loading", config.param_count(), quiet=config.param_count() < 10**9) as show:
+    quiet = watch is not None or config.param_count() < 10**9
+    with progress.bar("loading", config.param_count(), quiet=quiet) as show:
         return load_params(
             checkpoint,
             jnp.float32 if bits else dtype,
             quant=quant,
             bits=bits and quant is None,
             shardings=None if mesh is None else sharding.param_shardings(config, mesh, strategy),
-            progress=show,
+            progress=watch or show,
         )
 
 

@@ -4,10 +4,12 @@ An operation of `flops` that must move `bytes` takes at least the longer of `flo
 `bytes / bandwidth`. Their ratio, the arithmetic intensity, says which (Williams et al. 2009).
 """
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -348,7 +350,7 @@ def measure(repeats: int = 5) -> Chip:
         name="this machine",
         flops=flops,
         bandwidth=bandwidth,
-        capacity=_capacity(),
+        capacity=memory_bytes(),
         source=f"measured, {jnp.dtype(dtype).name}, on {jax.devices()[0].device_kind}",
     )
 
@@ -366,11 +368,27 @@ def best_seconds(call: Callable[[], Any], repeats: int = 6) -> float:
     return min(seconds)
 
 
-def _capacity() -> float:
-    stats = jax.local_devices()[0].memory_stats() or {}
+def memory_bytes(device: jax.Device | None = None) -> float:
+    """Return the bytes that a device offers; those of a CPU are the machine's.
+
+    What JAX's allocator may take where that is known, else what the maker says. Where a container
+    has less than the machine, that counts.
+
+    Parameters
+    ----------
+    device
+        By default the first.
+    """
+    device = jax.local_devices()[0] if device is None else device
+    stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names:
+        return float(stats["bytes_limit"])
+    for mark, name in _KINDS.items():
+        if mark in device.device_kind:
+            return CHIPS[name].capacity
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return float("nan")  # Windows tells neither.
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+        return float(min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text())))
+    return float(whole)

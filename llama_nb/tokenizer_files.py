@@ -54,7 +54,11 @@ def llama3_special_names() -> list[str]:
 
 def read_llama3(path: str | Path) -> dict[str, Any]:
     """Read Meta's `tokenizer.model` of Llama 3."""
-    pieces = vocabulary.read_tiktoken(existing(path))
+    return llama3(vocabulary.read_tiktoken(existing(path)))
+
+
+def llama3(pieces: list[bytes]) -> dict[str, Any]:
+    """Return the fields of a Llama 3 tokenizer that has these pieces before its special tokens."""
     names = llama3_special_names()
     special = {name: len(pieces) + i for i, name in enumerate(names)}
     pairs = vocabulary.BytePairs(

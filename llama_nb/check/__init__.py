@@ -10,6 +10,7 @@ from llama_nb.check.compiling import deeper, finish, talk
 from llama_nb.check.data import bits_per_byte, first_fit, kept_out
 from llama_nb.check.data_parallel import accumulate, exposed_seconds, pad_rows, token_mean
 from llama_nb.check.decode_kernel import blocks_read, online_update, window_block
+from llama_nb.check.eight import host_peak, longest_talk, whole_step
 from llama_nb.check.flash import flash_bytes, tile_count, tile_kind
 from llama_nb.check.fsdp import best_mesh, microbatches, zero_bytes
 from llama_nb.check.hosts import crossing_bytes, who_waits
@@ -65,12 +66,14 @@ __all__ = [
     "greedy",
     "grouped_attention",
     "host_bytes",
+    "host_peak",
     "int8_scores",
     "kept_out",
     "largest_batch",
     "largest_block",
     "left_pad",
     "llama3_chat",
+    "longest_talk",
     "lora_count",
     "matmul_bytes",
     "merge_adapter",
@@ -111,6 +114,7 @@ __all__ = [
     "warmup_linear",
     "weighted_loss",
     "who_waits",
+    "whole_step",
     "window_block",
     "window_mask",
     "write_int8",

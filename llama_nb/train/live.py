@@ -1,10 +1,11 @@
 """The loss of a run, drawn below a notebook's cell while it runs."""
 
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from llama_nb import redraw
 
 SMOOTH = 0.9  # How slowly the thick line forgets.
 SHORT = 30  # Steps; over fewer the mean would lie far behind a loss that falls.
@@ -29,30 +30,12 @@ def watch(
     every
         Seconds between drawings.
     """
-    import matplotlib.pyplot as plt
-    from IPython import display, get_ipython
-
-    if getattr(get_ipython(), "kernel", None) is None:
-        yield from rows
-        return
-    figure, ax = plt.subplots(figsize=(7, 3.6), layout="constrained")
-    handle, seen, drawn = None, [], -every
-    try:
+    seen: list[dict[str, float]] = []
+    with redraw.Figure(lambda ax: curve(ax, seen, levels or {}), every) as figure:
         for row in rows:
             seen.append(row)
-            if time.monotonic() - drawn >= every:
-                curve(ax, seen, levels or {})
-                if handle is None:
-                    handle = display.display(figure, display_id=True)
-                else:
-                    handle.update(figure)
-                drawn = time.monotonic()
+            figure.redraw()
             yield row
-    finally:
-        curve(ax, seen, levels or {})
-        if handle is not None:
-            handle.update(figure)
-        plt.close(figure)
 
 
 def curve(ax: Any, rows: list[dict[str, float]], levels: Mapping[str, float]) -> None:
