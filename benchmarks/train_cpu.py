@@ -2,9 +2,10 @@
 
 The same small model, weights, batch, precision, schedule and threads, in one run, turn by turn; the
 first three losses have to agree. The peer comes as most people write it (transformers' own loss,
-`torch.optim.AdamW` with its defaults), tuned (its fused AdamW), and with `torch.compile`. Each has a process of its own, which sleeps while others compute: threads and freed memory of
-one framework slow the other down. The floor: a step computes three times the FLOPs of its forward
-pass, and the peak is what a product of two large matrices reaches, measured between the turns.
+`torch.optim.AdamW` with its defaults), tuned (its fused AdamW), and with `torch.compile`. Each has
+a process of its own, which sleeps while others compute: threads and freed memory of one framework
+slow the other down. The floor: a step computes three times the FLOPs of its forward pass, and the
+peak is what a product of two large matrices reaches, measured between the turns.
 
     python benchmarks/train_cpu.py [--rounds 7] [--steps 6] [--save]
 """

@@ -98,7 +98,7 @@ def test_a_peer_with_other_weights_is_refused(script, tmp_path):
     script.compare(ours, SimpleNamespace(party="ours", folder=tmp_path), "bfloat16")
     peer = SimpleNamespace(party="transformers", folder=tmp_path)
     script.compare(ours + 0.4, peer, "bfloat16")
-    with pytest.raises(RuntimeError, match="differ from ours by 6.0%"):
+    with pytest.raises(RuntimeError, match=r"differ from ours by 6\.0%"):
         script.compare(ours + 0.6, peer, "bfloat16")
 
 

@@ -158,7 +158,8 @@ def test_gcloud_knows_every_command_and_flag(tmp_path):
     """By the argument parser of the real gcloud, which reads them and runs nothing."""
     printed = "".join(printed for _, printed in page_blocks())
     printed += "\n".join(re.findall(r"gcloud [a-z][^`\n]*", "\n".join(chapter_cells("markdown"))))
-    printed = re.sub(r"\$\w+", lambda name: POD.get(name[0][1:], name[0]), printed)  # as a shell would
+    # As a shell would:
+    printed = re.sub(r"\$(\w+)", lambda name: POD.get(name[1], name[0]), printed)
     # What follows a -- goes to ssh; workers' numbers make no difference.
     lines = {line.partition(" -- ")[0] for line in re.findall(r"^gcloud .*", printed, re.M)}
     lines = {re.sub(r"--worker=\d|--id \d", "--worker=0", line) for line in lines}
