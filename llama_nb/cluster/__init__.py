@@ -4,7 +4,8 @@ Nothing here imports JAX into the notebook's own process, which would take its h
 that process joins the mesh itself (`connect(local=True)`).
 """
 
-from llama_nb.cluster.connect import Client, connect
+from llama_nb.cluster.client import Client
+from llama_nb.cluster.connect import connect
 from llama_nb.cluster.join import join
 from llama_nb.cluster.recover import interrupt, reload, restart
 from llama_nb.cluster.table import MismatchError, Table, table

@@ -5,7 +5,8 @@ import sys
 from typing import Any
 
 from llama_nb.cluster import engine
-from llama_nb.cluster.connect import Client, local_state
+from llama_nb.cluster.client import Client
+from llama_nb.cluster.connect import local_state
 from llama_nb.cluster.table import Table, table
 from llama_nb.errors import InputError
 

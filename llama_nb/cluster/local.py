@@ -7,7 +7,6 @@ once they `join` is its own: on CPU at the address that this machine's name stan
 
 import atexit
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -16,41 +15,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llama_nb import assets
+from llama_nb.cluster.folder import clear, client_file, default_folder, locked, read, write
 from llama_nb.cluster.processes import MARK, NAME, alive, end, leader, reap, running
 from llama_nb.errors import InputError
 
 _CONTROLLER = "controller"
 _GUARD = "guard"
-
-
-def default_folder() -> Path:
-    """Return where the cluster is: `LLAMA_NB_CLUSTER`, or a folder in the cache."""
-    own = os.environ.get("LLAMA_NB_CLUSTER")
-    return Path(own).expanduser() if own else assets.cache_dir() / "cluster"
-
-
-def client_file(folder: Path) -> Path:
-    """Return where a cluster's connection file for clients is."""
-    return folder / "security" / "ipcontroller-client.json"
-
-
-def folder_of(file: Path) -> Path | None:
-    """Return the folder of the cluster on this machine that a connection file belongs to."""
-    folder = file.parent.parent
-    return folder if (folder / "cluster.json").is_file() else None
-
-
-def read(folder: Path) -> dict[str, Any] | None:
-    """Return what `start` was asked for: hosts, devices, platform, and the processes' mark."""
-    try:
-        return json.loads((folder / "cluster.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
 
 
 def start(
@@ -97,14 +70,14 @@ def start(
         "platform": platform,
     }
     folder = Path(folder or default_folder()).absolute()
-    with _locked(folder):
+    with locked(folder):
         state = read(folder)
         if state is not None and not _running(state):
-            _clear(folder)
+            clear(folder)
             state = None
         if state is None:
             state = {**what, "mark": secrets.token_hex(16)}
-            _write(folder / "cluster.json", json.dumps(state))
+            write(folder / "cluster.json", json.dumps(state))
         elif {name: state[name] for name in what} != what:
             raise InputError(
                 f"a cluster of {len(state['hosts'])} hosts with {state['devices']} devices each "
@@ -124,7 +97,7 @@ def restart(folder: str | Path | None = None, *, timeout: float = 60) -> None:
         When no cluster runs.
     """
     folder = Path(folder or default_folder()).absolute()
-    with _locked(folder):
+    with locked(folder):
         state = read(folder)
         there = _running(state)
         if _CONTROLLER not in there:
@@ -146,12 +119,12 @@ def stop(folder: str | Path | None = None) -> list[str]:
     folder = Path(folder or default_folder()).absolute()
     if not folder.exists():
         return []
-    with _locked(folder):
+    with locked(folder):
         state = read(folder)
         names = [name for name in _running(state) if name != _GUARD]
         while left := [process for own in _running(state).values() for process in own]:
             end(left, 2)
-        _clear(folder)
+        clear(folder)
         return names
 
 
@@ -222,7 +195,7 @@ def _configure(folder: Path) -> None:
         "c.HeartMonitor.period = 1000  # milliseconds",
         "c.HeartMonitor.max_heartmonitor_misses = 20  # a host that misses more is dead",
     ]
-    _write(folder / "ipcontroller_config.py", "\n".join(lines) + "\n")
+    write(folder / "ipcontroller_config.py", "\n".join(lines) + "\n")
 
 
 def _environment(state: dict[str, Any], name: str) -> dict[str, str]:
@@ -269,7 +242,7 @@ def _launch(folder: Path, state: dict[str, Any], name: str) -> subprocess.Popen:
             start_new_session=True,  # Ctrl-C in a terminal or notebook is not meant for it.
         )
     reap(process)
-    _write(folder / f"{name}.pid", str(process.pid))
+    write(folder / f"{name}.pid", str(process.pid))
     return process
 
 
@@ -285,7 +258,7 @@ def _await_controller(folder: Path, process: subprocess.Popen, deadline: float) 
 
 
 def _await_engines(folder: Path, state: dict[str, Any], deadline: float) -> None:
-    from llama_nb.cluster.connect import Client
+    from llama_nb.cluster.client import Client
 
     hosts = _names(state)[1:]
     left = max(1, deadline - time.monotonic())
@@ -294,32 +267,3 @@ def _await_engines(folder: Path, state: dict[str, Any], deadline: float) -> None
         client.wait(timeout=left)
     finally:
         client.close()
-
-
-def _clear(folder: Path) -> None:
-    shutil.rmtree(folder / "security", ignore_errors=True)
-    for path in [*folder.glob("*.pid"), folder / "cluster.json", folder / "ipcontroller_config.py"]:
-        path.unlink(missing_ok=True)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that only its owner ever could read."""
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Have a folder for oneself, so that two that start at once start one cluster."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.chmod(0o700)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise InputError(f"{folder} can't hold a cluster ({error.strerror}).") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)

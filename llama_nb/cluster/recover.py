@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import ipyparallel
 
 from llama_nb.cluster import engine, local
-from llama_nb.cluster.connect import Client
+from llama_nb.cluster.client import Client
+from llama_nb.cluster.folder import folder_of
 from llama_nb.cluster.table import Table
 from llama_nb.errors import InputError
 
@@ -100,7 +101,7 @@ def restart(client: Client, command: Sequence[str] | None = None, *, timeout: fl
     InputError
         When there is no command for hosts elsewhere, it fails, or engines don't come back.
     """
-    folder = local.folder_of(client.file)
+    folder = folder_of(client.file)
     if command is None and folder is None:
         raise InputError("say what restarts these engines: restart(client, [COMMAND, ...]).")
     if client.local and engine.facts()["group"] is not None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from llama_nb.errors import InputError
 
 if TYPE_CHECKING:
-    from llama_nb.cluster.connect import Client
+    from llama_nb.cluster.client import Client
 
 _VERSIONS = ("python", "jax", "jaxlib", "libtpu", "llama_nb")
 

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from jax import lax
 
 from llama_nb.errors import InputError
@@ -56,15 +55,6 @@ def _gpu_kernels(platform: str) -> bool:
     from llama_nb.kernels import decode_gpu
 
     return not decode_gpu.available()
-
-
-def refusal(function: Callable[..., Any], *shapes: jax.ShapeDtypeStruct) -> str:
-    """Return why this machine can't compile a function for such arguments, or nothing if it can."""
-    try:
-        jax.jit(function).lower(*shapes).compile()
-    except Exception as error:  # Whatever it is, there is another way.
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def dispatch(

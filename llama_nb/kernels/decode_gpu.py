@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from llama_nb.errors import InputError
-from llama_nb.kernels.choice import refusal
 from llama_nb.kernels.ragged import NOTHING
+from llama_nb.kernels.refusal import refusal
 
 # Backend: all that is particular to Triton, besides masked loads and stores.
 try:

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from llama_nb.kernels.choice import refusal
+from llama_nb.kernels.refusal import refusal
 
 
 def available(dtype: jax.typing.DTypeLike, head_dim: int) -> str:
