@@ -11,6 +11,7 @@ import numpy as np
 from llama_nb.cache import KVCache
 from llama_nb.config import LlamaConfig
 from llama_nb.errors import InputError
+from llama_nb.loss import cross_entropy
 from llama_nb.model import Llama, params_of, with_params
 
 
@@ -23,9 +24,7 @@ def _losses(
     if cache_dtype is not None:
         cache = KVCache.create(config, *tokens.shape, cache_dtype)
     hidden, _ = model.hidden(tokens, cache)
-    logits = model.logits(hidden[:, :-1])
-    chosen = jnp.take_along_axis(logits, tokens[:, 1:, None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen
+    return cross_entropy(model.logits(hidden[:, :-1]), tokens[:, 1:])[0]
 
 
 def losses(

@@ -110,10 +110,11 @@ def test_deeper_models_cost_the_same_per_layer():
     step = Step(config, layout, 1, 512, None, choice)
     cost, _ = measure(PROGRAMS["prefill"](step), where)
     assert extended.argument_bytes == pytest.approx(cost.arguments, rel=1e-3)
-    assert extended.collectives == cost.collectives
-    moving = max(cost.kernel_bytes / 819e6, cost.kernel_flops / 197e9)
+    plan = cost.schedule
+    assert extended.collectives == plan.collectives
+    moving = max(plan.kernel_bytes / 819e6, plan.kernel_flops / 197e9)
     assert moving > 0
-    assert extended.estimated_step_ms == pytest.approx(cost.cycles / 1.5e6 + moving, rel=0.03)
+    assert extended.estimated_step_ms == pytest.approx(plan.cycles / 1.5e6 + moving, rel=0.03)
 
 
 @compiles

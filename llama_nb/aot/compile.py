@@ -106,11 +106,9 @@ def _report(
     floor = program.floor(where)
     usable = int(where.kind.usable)
     fits = cost.temporaries is not None and cost.arguments + cost.temporaries <= usable
-    step = None
-    if cost.cycles is not None and fits:
-        device = where.device
-        kernels = max(cost.kernel_bytes / device.bandwidth, cost.kernel_flops / device.flops)
-        step = cost.cycles / where.kind.clock + kernels
+    plan, device, step = cost.schedule, where.device, None
+    if plan is not None and fits:
+        step = plan.seconds(where.kind.clock, device.bandwidth, device.flops)
     return Report(
         topology=where.name,
         chips=where.chips,
@@ -125,8 +123,8 @@ def _report(
         temp_bytes=cost.temporaries,
         hbm_bytes=usable,
         fits=fits,
-        collectives=cost.collectives or {},
-        collective_bytes=cost.collective_bytes or {},
+        collectives=plan.collectives if plan else {},
+        collective_bytes=plan.collective_bytes if plan else {},
         estimated_step_ms=step and float(f"{step * 1e3:.6g}"),
         roofline_ms=float(f"{floor.seconds * 1e3:.6g}"),
         bound="memory" if floor.memory > floor.compute else "compute",

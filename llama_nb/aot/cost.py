@@ -19,17 +19,13 @@ from llama_nb.topology import Topology
 class Cost:
     """What the compiler found, per device.
 
-    Where nothing fits, all but the first are None; where jaxlib can't print the program, those
-    that are read off its text.
+    Where nothing fits, all but the first are None; where jaxlib can't print the program, its
+    schedule.
     """
 
     arguments: int
     temporaries: int | None = None
-    cycles: int | None = None
-    kernel_bytes: int | None = None
-    kernel_flops: int | None = None
-    collectives: dict[str, int] | None = None
-    collective_bytes: dict[str, int] | None = None
+    schedule: hlo.Schedule | None = None
 
 
 # Collectives on SparseCores carry no estimate, and older jaxlibs can't print them.
@@ -74,15 +70,7 @@ def measure(program: Program, where: Topology) -> tuple[Cost, str]:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:  # jaxlib 0.10 on some overlapped collectives; 0.12 can.
         return Cost(*held), ""
-    found = hlo.schedule(text)
-    return Cost(
-        *held,
-        found.cycles,
-        found.kernel_bytes,
-        found.kernel_flops,
-        found.collectives,
-        found.collective_bytes,
-    ), text
+    return Cost(*held, hlo.schedule(text)), text
 
 
 def extended(layers: int, depths: tuple[int, ...], costs: list[Cost]) -> Cost:
@@ -98,10 +86,11 @@ def extended(layers: int, depths: tuple[int, ...], costs: list[Cost]) -> Cost:
             return None
         if isinstance(a, dict):
             return {key: grown(a.get(key, 0), b.get(key, 0)) for key in {**a, **b}}
+        if dataclasses.is_dataclass(a):
+            return type(a)(**grown(vars(a), vars(b)))
         return max(a, b) + max(0, b - a) * (layers - high) // (high - low)
 
-    fields = (field.name for field in dataclasses.fields(Cost))
-    return Cost(*(grown(getattr(small, name), getattr(large, name)) for name in fields))
+    return grown(small, large)
 
 
 def shard_bytes(tree: Any) -> int:

@@ -12,6 +12,7 @@ from llama_nb import compat
 from llama_nb.config import LlamaConfig
 from llama_nb.data.packing import Batch
 from llama_nb.errors import InputError
+from llama_nb.loss import cross_entropy
 from llama_nb.model import with_params
 from llama_nb.packed import Packed
 from llama_nb.sharding import Layout
@@ -88,15 +89,7 @@ def losses(
         remat=recipe.keep != "everything",
         policy=REMAT[recipe.keep],
     )
-    logits = model.logits(hidden)
-    norm = jax.nn.logsumexp(logits, axis=-1)
-    if layout is None:
-        chosen = jnp.take_along_axis(logits, batch.targets[..., None], axis=-1)[..., 0]
-    else:
-        # A sum over one-hot vectors, since the vocabulary may be split over devices.
-        one_hot = jax.nn.one_hot(batch.targets, logits.shape[-1], dtype=logits.dtype)
-        chosen = (logits * one_hot).sum(-1)
-    return norm - chosen, norm
+    return cross_entropy(model.logits(hidden), batch.targets, split=layout is not None)
 
 
 @functools.partial(
