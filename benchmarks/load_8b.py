@@ -96,7 +96,7 @@ def write_checkpoint(folder: Path, config: LlamaConfig) -> None:
     """Write a random checkpoint, unless it is there."""
     from llama_nb.checkpoint.names import entries
     from llama_nb.checkpoint.shards import INDEX, Stored, index, plan, write
-    from llama_nb.config import to_hf
+    from llama_nb.config_files import to_hf
 
     if (folder / "config.json").is_file():
         return

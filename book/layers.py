@@ -22,6 +22,7 @@ TITLES = (
     "Mathematics: arrays in, arrays out",
     "Text: characters, tokens, batches",
     "Sizes and machines: what it costs",
+    "A model's shape, and files from elsewhere",
     "Ground",
 )
 OUTSIDE = (

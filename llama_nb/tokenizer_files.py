@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_nb import vocabulary
-from llama_nb.config import read_json
+from llama_nb.config_files import read_json
 from llama_nb.errors import (
     CorruptFileError,
     InputError,

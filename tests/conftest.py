@@ -20,7 +20,7 @@ def write_model():
     from safetensors.numpy import save_file
 
     from llama_nb.checkpoint.names import entries
-    from llama_nb.config import to_hf
+    from llama_nb.config_files import to_hf
 
     def write(folder, config):
         rng, tensors = np.random.default_rng(0), {}

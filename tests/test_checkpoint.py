@@ -14,7 +14,7 @@ from flax.traverse_util import unflatten_dict
 from llama_nb import presets
 from llama_nb.checkpoint import load_params, open_checkpoint
 from llama_nb.checkpoint.names import entries, interleave, split_halves
-from llama_nb.config import to_hf
+from llama_nb.config_files import to_hf
 from llama_nb.errors import CorruptFileError, InputError, MissingFileError
 
 TINY = presets.get("tiny")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_nb import config, presets
+from llama_nb import config_files, presets
 from llama_nb.config import LlamaConfig, RopeScaling
 from llama_nb.errors import CorruptFileError, InputError, MissingFileError
 from llama_nb.model import Llama, params_of
@@ -48,15 +48,15 @@ def test_meta_params_of_llama_3_1_8b():
         "use_scaled_rope": True,
         "vocab_size": 128256,
     }
-    assert config.from_meta(params) == presets.get("llama3.1-8b")
+    assert config_files.from_meta(params) == presets.get("llama3.1-8b")
 
 
 def test_meta_params_of_llama_1_7b():
     params = {"dim": 4096, "multiple_of": 256, "n_heads": 32, "n_layers": 32, "norm_eps": 1e-06}
     params["vocab_size"] = -1
     with pytest.raises(InputError, match="vocab_size=32000"):
-        config.from_meta(params)
-    assert config.from_meta(params, vocab_size=32_000) == presets.get("llama1-7b")
+        config_files.from_meta(params)
+    assert config_files.from_meta(params, vocab_size=32_000) == presets.get("llama1-7b")
 
 
 def _hf_llama_3_2_1b() -> dict:
@@ -84,7 +84,7 @@ def _hf_llama_3_2_1b() -> dict:
 
 
 def test_hf_config_of_llama_3_2_1b():
-    assert config.from_hf(_hf_llama_3_2_1b()) == presets.get("llama3.2-1b")
+    assert config_files.from_hf(_hf_llama_3_2_1b()) == presets.get("llama3.2-1b")
 
 
 def test_hf_config_as_transformers_5_writes_it():
@@ -93,7 +93,7 @@ def test_hf_config_as_transformers_5_writes_it():
         **source.pop("rope_scaling"),
         "rope_theta": source.pop("rope_theta"),
     }
-    assert config.from_hf(source) == presets.get("llama3.2-1b")
+    assert config_files.from_hf(source) == presets.get("llama3.2-1b")
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_hf_config_as_transformers_5_writes_it():
 )
 def test_hf_config_that_no_llama_has(change, says):
     with pytest.raises(InputError, match=says):
-        config.from_hf({**_hf_llama_3_2_1b(), **change})
+        config_files.from_hf({**_hf_llama_3_2_1b(), **change})
 
 
 def test_gguf_metadata_of_the_default_model():
@@ -126,9 +126,9 @@ def test_gguf_metadata_of_the_default_model():
         "llama.rope.freq_base": 100000.0,
         "llama.vocab_size": 49152,
     }
-    assert config.from_gguf(metadata, tied=True) == presets.get("smollm2-135m")
+    assert config_files.from_gguf(metadata, tied=True) == presets.get("smollm2-135m")
     with pytest.raises(InputError, match="gemma"):
-        config.from_gguf({**metadata, "general.architecture": "gemma"}, tied=True)
+        config_files.from_gguf({**metadata, "general.architecture": "gemma"}, tied=True)
 
 
 def test_unknown_preset_names_the_nearest():
@@ -158,13 +158,13 @@ def test_flops_are_two_per_matrix_parameter_plus_attention():
 
 def test_read_json_says_what_is_wrong(tmp_path):
     with pytest.raises(MissingFileError, match=r"config\.json"):
-        config.read_json(tmp_path / "config.json")
+        config_files.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CorruptFileError, match="not valid JSON"):
-        config.read_json(tmp_path / "config.json")
+        config_files.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(CorruptFileError, match="list"):
-        config.read_json(tmp_path / "config.json")
+        config_files.read_json(tmp_path / "config.json")
 
 
 @pytest.mark.parametrize(
@@ -184,10 +184,10 @@ def test_read_json_says_what_is_wrong(tmp_path):
     ],
 )
 def test_hugging_faces_numbers_that_are_none(key, value):
-    good = config.to_hf(presets.get("tiny"))
-    assert config.from_hf(good) == presets.get("tiny")
+    good = config_files.to_hf(presets.get("tiny"))
+    assert config_files.from_hf(good) == presets.get("tiny")
     with pytest.raises(InputError, match=r"config\.json"):
-        config.from_hf({**good, key: value})
+        config_files.from_hf({**good, key: value})
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,6 @@ def test_hugging_faces_numbers_that_are_none(key, value):
 )
 def test_metas_numbers_that_are_none(key, value):
     good = {"dim": 64, "n_heads": 4, "n_layers": 2, "vocab_size": 256, "multiple_of": 32}
-    assert config.from_meta(good).embed_dim == 64
+    assert config_files.from_meta(good).embed_dim == 64
     with pytest.raises(InputError, match=r"params\.json"):
-        config.from_meta({**good, key: value})
+        config_files.from_meta({**good, key: value})

@@ -17,7 +17,7 @@ from llama_nb.__main__ import main
 from llama_nb.checkpoint import open_checkpoint, save
 from llama_nb.checkpoint.names import entries
 from llama_nb.checkpoint.save import convert
-from llama_nb.config import from_hf, to_hf
+from llama_nb.config_files import from_hf, to_hf
 from llama_nb.errors import CorruptFileError, InputError, MissingFileError
 from llama_nb.quantize import quantize_rows
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from llama_nb.checkpoint.base import Checkpoint
 from llama_nb.checkpoint.names import Entry
-from llama_nb.config import from_gguf
+from llama_nb.config_files import from_gguf
 from llama_nb.errors import CorruptFileError, InputError, MissingFileError
 
 _ROPE_FACTORS = "rope_freqs.weight"

@@ -8,7 +8,7 @@ import numpy as np
 
 from llama_nb.checkpoint.base import Checkpoint
 from llama_nb.checkpoint.names import Entry
-from llama_nb.config import from_meta, read_json
+from llama_nb.config_files import from_meta, read_json
 from llama_nb.errors import CorruptFileError, MissingDependencyError, MissingFileError
 
 # Column-parallel matrices are cut along their outputs, row-parallel ones along their inputs.

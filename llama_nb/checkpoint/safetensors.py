@@ -12,7 +12,7 @@ import numpy as np
 from llama_nb.checkpoint import compressed
 from llama_nb.checkpoint.base import Checkpoint
 from llama_nb.checkpoint.names import Entry, entries
-from llama_nb.config import from_hf, read_json
+from llama_nb.config_files import from_hf, read_json
 from llama_nb.errors import CorruptFileError, InputError, MissingFileError
 
 _INDEX = "model.safetensors.index.json"

@@ -21,7 +21,8 @@ from llama_nb.checkpoint.memory import Memory
 from llama_nb.checkpoint.names import Entry, entries
 from llama_nb.checkpoint.shards import INDEX, Shard, Stored, index, plan, whole_or_nothing, write
 from llama_nb.checkpoint.tokens import Extras, described, template_of, tokenizer_files
-from llama_nb.config import LlamaConfig, to_hf
+from llama_nb.config import LlamaConfig
+from llama_nb.config_files import to_hf
 from llama_nb.errors import CorruptFileError, InputError, LlamaError
 from llama_nb.progress import bar
 from llama_nb.quantize import check_kind, quantize_rows

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from llama_nb import tokenizer as tokenizers
 from llama_nb import vocabulary
 from llama_nb.checkpoint.base import Checkpoint
-from llama_nb.config import read_json
+from llama_nb.config_files import read_json
 from llama_nb.errors import LlamaError, MissingFileError
 from llama_nb.tokenizer import Tokenizer
 

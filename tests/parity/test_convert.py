@@ -12,7 +12,7 @@ from llama_nb import presets
 from llama_nb.checkpoint import load_params, open_checkpoint
 from llama_nb.checkpoint.names import entries
 from llama_nb.checkpoint.save import convert
-from llama_nb.config import from_hf, to_hf
+from llama_nb.config_files import from_hf, to_hf
 from llama_nb.model import with_params
 from llama_nb.tokenizer import load as load_tokenizer
 
