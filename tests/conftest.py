@@ -33,3 +33,14 @@ def write_model():
         return SimpleNamespace(path=folder, tensors=tensors)
 
     return write
+
+
+@pytest.fixture
+def quiet_datasets(tmp_path, monkeypatch):
+    """Give `datasets` a cache of its own and no bars."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()

@@ -15,14 +15,7 @@ from llama_nb.__main__ import main
 from llama_nb.aot.cost import measure
 from llama_nb.aot.programs import PROGRAMS, Step
 from llama_nb.errors import InputError
-
-try:
-    import libtpu  # noqa: F401
-except ImportError:
-    MISSING = "libtpu, the TPU compiler, is not installed"
-else:
-    MISSING = ""
-compiles = pytest.mark.skipif(bool(MISSING), reason=MISSING or "libtpu is here")
+from tests.marks import compiles
 
 SMALL = dataclasses.replace(presets.get("llama3.1-8b"), num_layers=2)
 

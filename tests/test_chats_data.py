@@ -30,12 +30,7 @@ TEXT = st.lists(st.sampled_from(PARTS)).map("".join)
 PLAIN = Recipe(dtype="float32", keep="everything")
 
 
-@pytest.fixture(autouse=True)
-def _quiet(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
+pytestmark = pytest.mark.usefixtures("quiet_datasets")
 
 
 @pytest.fixture(scope="module")

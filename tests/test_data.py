@@ -13,13 +13,7 @@ from llama_nb.data import corpus, tokens
 from llama_nb.errors import DownloadError, InputError, MissingFileError
 from llama_nb.tokenizer import Tokenizer
 
-
-@pytest.fixture(autouse=True)
-def _quiet(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
+pytestmark = pytest.mark.usefixtures("quiet_datasets")
 
 
 def stored(lengths):

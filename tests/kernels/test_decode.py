@@ -15,14 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from llama_nb import aot, hlo, kernels, presets, topology
 from llama_nb.errors import InputError
 from llama_nb.kernels import decode, decode_tpu, sharded
-
-try:
-    import libtpu  # noqa: F401
-except ImportError:
-    MISSING = "libtpu, the TPU compiler, is not installed"
-else:
-    MISSING = ""
-compiles = pytest.mark.skipif(bool(MISSING), reason=MISSING or "libtpu is here")
+from tests.marks import compiles
 
 
 @dataclasses.dataclass

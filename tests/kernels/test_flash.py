@@ -16,14 +16,8 @@ from jax.sharding import AxisType, PartitionSpec, SingleDeviceSharding
 from llama_nb import topology
 from llama_nb.errors import InputError
 from llama_nb.kernels import flash, flash_gpu, flash_tpu
+from tests.marks import compiles
 
-try:
-    import libtpu  # noqa: F401
-except ImportError:
-    MISSING = "libtpu, the TPU compiler, is not installed"
-else:
-    MISSING = ""
-compiles = pytest.mark.skipif(bool(MISSING), reason=MISSING or "libtpu is here")
 TOLERANCE = {"float32": 3e-6, "bfloat16": 0.03}  # of values around 1; bfloat16 keeps 8 bits
 
 
