@@ -12,6 +12,7 @@ from jax.sharding import AxisType, Mesh
 
 from llama_nb import pod, presets, session
 from llama_nb.errors import InputError
+from llama_nb.kernels import matmul, matmul_tpu
 from llama_nb.model import Llama, params_of
 from llama_nb.quantize import quantize
 
@@ -93,6 +94,22 @@ def test_the_step_is_the_unsharded_step(name, model, spare, batch, split):
 def test_so_it_is_with_the_kernel(name, model, spare, batch, split):
     kernel = functools.partial(pod.kernel, interpret=True)
     check_step(name, model, spare, batch, split, attend=kernel)
+
+
+def test_so_it_is_with_streamed_matrices(monkeypatch):
+    kernel, seen = matmul_tpu.matmul, []
+
+    def interpreted(rows, values, **options):
+        seen.append(values.shape)
+        return kernel(rows, values, **options, interpret=True)
+
+    monkeypatch.setattr(matmul_tpu, "matmul", interpreted)
+    monkeypatch.setattr(matmul, "LEAST_BYTES", 0)
+    # A function of its own, since JAX remembers what it traced of another.
+    product = lambda *args, **options: matmul.product(*args, **options)  # noqa: E731
+    check_step("untied", 4, 2, 4, "batch", product=product)
+    # qkv, o, gate and up, down, head: an eighth of each.
+    assert set(seen) == {(64, 32), (16, 64), (64, 48), (24, 64), (32, 64)}
 
 
 def check_step(name, model, spare, batch, split, **options):

@@ -7,11 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from llama_nb import aot, attending, kernels, layers, packed, presets, sharding
+from llama_nb.cache import KVCache
 from llama_nb.kernels import matmul, matmul_tpu
 from llama_nb.kernels.choice import Choice
+from llama_nb.model import Llama, params_of, with_params
 from llama_nb.packed import Packed
+from llama_nb.quantize import quantize
 
 TPU = Choice("pallas", "tpu", "TPU v5 lite")
 
@@ -88,6 +92,35 @@ def test_layers_multiply_with_it(monkeypatch, small_blocks, M, least):
     wanted = layers.unembed(y, table)
     np.testing.assert_allclose(layers.unembed(y, table, product), wanted, rtol=0, atol=2e-4)
     assert seen == ([max(M, 8)] * 2 if least == 0 else [])
+
+
+def test_the_model_multiplies_all_matrices_with_it(monkeypatch):
+    """Queries and outputs, keys and values, gate and up, down, head: logits are as without it."""
+    config = presets.get("tiny")
+    params = quantize(params_of(Llama(config, rngs=nnx.Rngs(0))))
+    tokens = jnp.array([[3], [5]])
+    wanted = with_params(config, params)(tokens)
+    seen = []
+
+    def product(rows, values, outputs_first=False):
+        seen.append(values.shape)
+        return matmul.product(rows, values, outputs_first)
+
+    monkeypatch.setattr(attending, "product", lambda choice, layout, rows: product)
+    model = with_params(config, params)
+    cache = KVCache.create(config, 2, 16)
+    got = model.logits(model.hidden(tokens, cache)[0])
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+    assert set(seen) == {(64, 64), (64, 32), (64, 176), (176, 64), (256, 64)}
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 9])
+def test_few_rows_of_an_embedding_are_the_same_rows(count):
+    rng = np.random.default_rng(count)
+    table = Packed(*map(jnp.asarray, packed.to_int8(rng.standard_normal((50, 24)), 1, np)))
+    tokens = jnp.asarray(rng.integers(0, 50, (count, 1)))
+    got = packed.take(table, tokens, jnp.float32)
+    np.testing.assert_array_equal(got, packed.unpack(table)[tokens])
 
 
 def test_who_uses_it():
