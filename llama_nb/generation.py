@@ -91,8 +91,8 @@ def stream(
     cache_dtype
         As in `Session`: "int8" halves the cache's bytes.
     chunk
-        Tokens that one dispatch chooses, as in `Session.tokens`: the same text in fewer, longer
-        pieces of time. More than 1 pays on an accelerator, where the host is the slower of the two.
+        Tokens that one dispatch chooses, as in `Session.tokens`: the same text, `chunk` tokens at
+        a time. More than 1 pays where the host takes longer to ask than the device to answer.
     **sampling
         `temperature`, `top_k`, `top_p`, `min_p`, `seed`, as in `Sampling`.
 

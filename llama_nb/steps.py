@@ -230,8 +230,8 @@ def decode_loop(
 
     def body(state):
         steps, tokens, done, chosen, cache = state
-        # Tied to the step, or the compiler would widen int8 weights once, ahead of the loop, and
-        # every step would read twice the bytes.
+        # Tied to the step, or the compiler would widen weights of few bits once, ahead of the
+        # loop, and every step would read the wide ones.
         weights, tokens = jax.lax.optimization_barrier((params, tokens))
         tokens, cache = _step(
             weights, cache, tokens, key, numbers, config, greedy, layout, attention

@@ -165,12 +165,12 @@ def test_the_cache_stays_where_it_is(model):
 
 
 def test_weights_are_widened_in_the_step_and_not_before_the_loop(params):
-    """A wide copy of int8 weights, made once ahead of the loop, would cost twice the bytes."""
-    model = with_params(CONFIG, quantize.quantize(params))
-    loop, step = _compiled(model)
-    wide = 4 * CONFIG.num_layers * 3 * CONFIG.embed_dim * CONFIG.ffn_dim
-    room = loop.memory_analysis().temp_size_in_bytes - step.memory_analysis().temp_size_in_bytes
-    assert room < wide / 8
+    """XLA moves out of a loop what does not change in it, and here that would be wide weights."""
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    loop, _ = _compiled(with_params(CONFIG, params), dtype=jnp.bfloat16)
+    steps_of_it, entry = loop.as_text().split("\nENTRY ")
+    wide = f"= f32[{CONFIG.embed_dim},{CONFIG.ffn_dim}]"
+    assert wide in steps_of_it and wide not in entry
 
 
 MESHES = [("auto", "2d", (2, 4)), ("auto", "tp", (1, 8)), ("explicit", "2d", (2, 4))]
