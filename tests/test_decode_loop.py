@@ -165,12 +165,15 @@ def test_the_cache_stays_where_it_is(model):
 
 
 def test_weights_are_widened_in_the_step_and_not_before_the_loop(params):
-    """XLA moves out of a loop what does not change in it, and here that would be wide weights."""
+    """XLA moves out of a loop what does not change in it, and here that would be wide weights.
+
+    On jax 0.12 a CPU multiplies bfloat16 as it is: there nothing is wide.
+    """
     params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
     loop, _ = _compiled(with_params(CONFIG, params), dtype=jnp.bfloat16)
-    steps_of_it, entry = loop.as_text().split("\nENTRY ")
-    wide = f"= f32[{CONFIG.embed_dim},{CONFIG.ffn_dim}]"
-    assert wide in steps_of_it and wide not in entry
+    _, entry = loop.as_text().split("\nENTRY ")
+    assert f"bf16[{CONFIG.embed_dim},{CONFIG.ffn_dim}]" in entry  # as they arrive
+    assert f"= f32[{CONFIG.embed_dim},{CONFIG.ffn_dim}]" not in entry
 
 
 MESHES = [("auto", "2d", (2, 4)), ("auto", "tp", (1, 8)), ("explicit", "2d", (2, 4))]
