@@ -10,8 +10,9 @@ from types import MappingProxyType
 from typing import Any
 
 from llama_nb import tokenizer_files as files
+from llama_nb.byte_pairs import BytePairs
 from llama_nb.errors import InputError, MissingFileError
-from llama_nb.vocabulary import BytePairs, SentencePieces
+from llama_nb.sentence_pieces import SentencePieces
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llama_nb import vocabulary
+from llama_nb import byte_pairs, sentence_pieces
 from llama_nb.config_files import read_json
 from llama_nb.errors import (
     CorruptFileError,
@@ -26,10 +26,10 @@ _CHAT_MARKS = {
     "[INST]": "llama2",
 }
 _GGUF_PATTERNS = {
-    "llama-bpe": vocabulary.LLAMA3_PATTERN,
-    "smollm": vocabulary.SMOLLM_PATTERN,
-    "gpt-2": vocabulary.GPT2_PATTERN,
-    "default": vocabulary.GPT2_PATTERN,
+    "llama-bpe": byte_pairs.LLAMA3_PATTERN,
+    "smollm": byte_pairs.SMOLLM_PATTERN,
+    "gpt-2": byte_pairs.GPT2_PATTERN,
+    "default": byte_pairs.GPT2_PATTERN,
 }
 _CONTROL, _USER_DEFINED = 3, 4  # the token types of GGUF that matter here
 
@@ -54,17 +54,17 @@ def llama3_special_names() -> list[str]:
 
 def read_llama3(path: str | Path) -> dict[str, Any]:
     """Read Meta's `tokenizer.model` of Llama 3."""
-    return llama3(vocabulary.read_tiktoken(existing(path)))
+    return llama3(byte_pairs.read_tiktoken(existing(path)))
 
 
 def llama3(pieces: list[bytes]) -> dict[str, Any]:
     """Return the fields of a Llama 3 tokenizer that has these pieces before its special tokens."""
     names = llama3_special_names()
     special = {name: len(pieces) + i for i, name in enumerate(names)}
-    pairs = vocabulary.BytePairs(
+    pairs = byte_pairs.BytePairs(
         [*pieces, *(name.encode() for name in names)],
         range(len(pieces)),
-        vocabulary.LLAMA3_PATTERN,
+        byte_pairs.LLAMA3_PATTERN,
     )
     return {
         "vocabulary": pairs,
@@ -79,7 +79,7 @@ def llama3(pieces: list[bytes]) -> dict[str, Any]:
 def read_sentencepiece(path: str | Path) -> dict[str, Any]:
     """Read Meta's `tokenizer.model` of Llama 1 and 2."""
     path = existing(path)
-    return _piece_fields(vocabulary.SentencePieces(path.read_bytes(), str(path)))
+    return _piece_fields(sentence_pieces.SentencePieces(path.read_bytes(), str(path)))
 
 
 def read_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,10 +104,10 @@ def read_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
     where = "The GGUF file's tokenizer"
     template = _read_template(metadata.get("tokenizer.chat_template"))
     if kind == "llama":
-        model = vocabulary.sentencepiece_model(
+        model = sentence_pieces.sentencepiece_model(
             names, own["scores"], types, bool(own.get("add_space_prefix", True))
         )
-        fields = _piece_fields(vocabulary.SentencePieces(model, where))
+        fields = _piece_fields(sentence_pieces.SentencePieces(model, where))
         return {**fields, **template, "add_bos": bool(own.get("add_bos_token", True))}
     special = {name: i for i, name in enumerate(names) if types[i] in (_CONTROL, _USER_DEFINED)}
     # The first GGUF files of Llama 3 do not say how words are split.
@@ -118,7 +118,7 @@ def read_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
             "name another tokenizer file of the same model."
         )
     llama3 = pre == "llama-bpe"
-    pairs = vocabulary.byte_pairs_from_merges(
+    pairs = byte_pairs.from_merges(
         dict(enumerate(names)),
         special,
         own["merges"],
@@ -185,7 +185,7 @@ def read_hf(folder: str | Path) -> dict[str, Any]:
             "for Llama 1 and 2 put the model's tokenizer.model beside it."
         )
     names |= {i: name for name, i in special.items()}
-    pairs = vocabulary.byte_pairs_from_merges(
+    pairs = byte_pairs.from_merges(
         names, special, merges, pattern, whole_words=whole_words, where=str(path)
     )
     # Older files name a token by an object that holds its text.
@@ -204,7 +204,7 @@ def read_hf(folder: str | Path) -> dict[str, Any]:
     }
 
 
-def _piece_fields(pieces: vocabulary.SentencePieces) -> dict[str, Any]:
+def _piece_fields(pieces: sentence_pieces.SentencePieces) -> dict[str, Any]:
     return {
         "vocabulary": pieces,
         "special": pieces.control,
@@ -249,9 +249,9 @@ def _read_pattern(spec: Mapping[str, Any]) -> str | None:
             return split["pattern"].get("Regex")
     if last.get("use_regex", True):
         if kinds == ["ByteLevel"]:
-            return vocabulary.GPT2_PATTERN
+            return byte_pairs.GPT2_PATTERN
         if kinds == ["Digits", "ByteLevel"] and steps[0].get("individual_digits"):
-            return vocabulary.SMOLLM_PATTERN
+            return byte_pairs.SMOLLM_PATTERN
     return None
 
 

@@ -10,9 +10,9 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llama_nb.byte_pairs import LLAMA3_PATTERN
 from llama_nb.data import train_bpe
 from llama_nb.errors import InputError
-from llama_nb.vocabulary import LLAMA3_PATTERN
 
 TEXTS = ["low low low lower lower newest newest newest newest widest", "ünïcödé ☃ 2024", "a\n\n  b"]
 DOCUMENTS = [{"text": text} for text in TEXTS]

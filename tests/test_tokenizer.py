@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_nb import assets
+from llama_nb.byte_pairs import byte_letters
 from llama_nb.errors import CorruptFileError, DownloadError, InputError, MissingFileError
 from llama_nb.tokenizer import Tokenizer, load
-from llama_nb.vocabulary import byte_letters
 
 LETTERS = {byte: letter for letter, byte in byte_letters().items()}
 MERGES = ["h e", "l l", "he ll", "hell o", "Ġ hello", "Ð ½", "e s"]

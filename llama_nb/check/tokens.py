@@ -4,11 +4,11 @@ import codecs
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
+from llama_nb.byte_pairs import LLAMA3_PATTERN, BytePairs
 from llama_nb.chat import encode_chat
 from llama_nb.check.compare import Verdict, run
 from llama_nb.tokenizer import Tokenizer
 from llama_nb.tokenizer_files import llama3_special_names
-from llama_nb.vocabulary import LLAMA3_PATTERN, BytePairs
 
 
 def bytes_per_token(function: Callable[[Callable, Sequence[str]], float]) -> Verdict:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from llama_nb import byte_pairs, sentence_pieces
 from llama_nb import tokenizer as tokenizers
-from llama_nb import vocabulary
 from llama_nb.checkpoint.base import Checkpoint
 from llama_nb.config_files import read_json
 from llama_nb.errors import LlamaError, MissingFileError
@@ -118,7 +118,7 @@ def described(
     if template is not None:
         settings["chat_template"] = template
     files: dict[str, bytes | dict[str, Any]] = {"tokenizer.json": tokenizer_json(tokenizer)}
-    if isinstance(tokenizer.vocabulary, vocabulary.SentencePieces):
+    if isinstance(tokenizer.vocabulary, sentence_pieces.SentencePieces):
         # What this package reads of Llama 1 and 2; tokenizer.json is for `transformers`.
         files["tokenizer.model"] = tokenizer.vocabulary.processor.serialized_model_proto()
     ends = sorted(tokenizer.stop_ids)
@@ -148,7 +148,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return a tokenizer as the `tokenizers` library, and so `transformers`, spells it."""
     special = {i: name for name, i in tokenizer.special.items()}
     added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    bytewise = isinstance(tokenizer.vocabulary, vocabulary.BytePairs)
+    bytewise = isinstance(tokenizer.vocabulary, byte_pairs.BytePairs)
     steps = _byte_pairs(tokenizer) if bytewise else _pieces(tokenizer.vocabulary)
     return {
         "version": "1.0",
@@ -175,12 +175,12 @@ def _byte_pairs(tokenizer: Tokenizer) -> dict[str, Any]:
         "decoder": _byte_level(True),
         "model": {
             **_bpe(vocab, [list(map(_spell, pair)) for pair in merges(pairs.ranks)]),
-            "ignore_merges": pairs.pattern == vocabulary.LLAMA3_PATTERN,
+            "ignore_merges": pairs.pattern == byte_pairs.LLAMA3_PATTERN,
         },
     }
 
 
-def _pieces(pieces: vocabulary.SentencePieces) -> dict[str, Any]:
+def _pieces(pieces: sentence_pieces.SentencePieces) -> dict[str, Any]:
     library, names = pieces.processor, pieces.names
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     backwards = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
@@ -223,7 +223,7 @@ def _bpe(vocab: Mapping[str, int], pairs: list[list[str]]) -> dict[str, Any]:
 
 
 Piece = TypeVar("Piece", bytes, str)
-_LETTERS = {byte: letter for letter, byte in vocabulary.byte_letters().items()}
+_LETTERS = {byte: letter for letter, byte in byte_pairs.byte_letters().items()}
 
 
 def _spell(piece: bytes) -> str:
@@ -262,9 +262,9 @@ def _byte_level(use_regex: bool) -> dict[str, Any]:
 
 
 def _pre_tokenizer(pattern: str) -> dict[str, Any]:
-    if pattern == vocabulary.GPT2_PATTERN:
+    if pattern == byte_pairs.GPT2_PATTERN:
         return _byte_level(True)
-    if pattern == vocabulary.SMOLLM_PATTERN:
+    if pattern == byte_pairs.SMOLLM_PATTERN:
         first, use_regex = {"type": "Digits", "individual_digits": True}, True
     else:
         split = {"pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}

@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from llama_nb.byte_pairs import LLAMA3_PATTERN, from_merges
 from llama_nb.errors import InputError
 from llama_nb.tokenizer import Tokenizer
-from llama_nb.vocabulary import LLAMA3_PATTERN, byte_pairs_from_merges
 
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 SMALLEST = 256 + 2  # Every byte, and the two ends.
@@ -62,7 +62,7 @@ def train_bpe(documents: Any, vocab_size: int) -> Tokenizer:
             f"{vocab_size:,} was asked for; choose a smaller one or a larger corpus."
         )
     special = {name: model["vocab"][name] for name in (BOS, EOS)}
-    pairs = byte_pairs_from_merges(
+    pairs = from_merges(
         {i: name for name, i in model["vocab"].items()},
         special,
         model["merges"],
