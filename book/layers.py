@@ -88,7 +88,7 @@ def draw() -> str:
     for name, about in OUTSIDE:
         parts += [text(SIDE, y + 13, f"{name}/", "name"), text(SIDE + 112, y + 13, about, "note")]
         y += 21
-    parts.append(text(SIDE, y + 20, "all import ↓", "note"))
+    parts.append(text(SIDE, y + 20, "all use ↓", "note"))
     y += 32
     parts.append(text(SIDE, y + 12, "llama_nb/", "name"))
     parts.append(text(SIDE + 112, y + 12, "where imports go down only", "note"))
