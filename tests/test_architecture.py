@@ -1,5 +1,7 @@
 """Imports go down, and the picture and the page of the architecture show all there is."""
 
+import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -74,3 +76,20 @@ def test_the_page_names_modules_that_exist():
     named = set(re.findall(r"`(\w+)/?`", table)) - {"jit", "shard_map"} - inside
     assert named <= THERE
     assert packages <= named
+
+
+def imported(path):
+    """Yield the module and the name of everything that a script imports from the package."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("llama_nb"):
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "book", "cluster"])
+def test_scripts_import_names_that_exist(folder):
+    """No test runs the long ones, so none else would see that a name has moved."""
+    found = {pair for path in (ROOT / folder).rglob("*.py") for pair in imported(path)}
+    assert found
+    for module, name in sorted(found):
+        if not hasattr(importlib.import_module(module), name):
+            importlib.import_module(f"{module}.{name}")  # a module of the package
