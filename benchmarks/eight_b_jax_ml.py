@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from eight_b_weights import PROBE, filled, prompt, shapes_of
 
-from llama_nb.config import LlamaConfig, to_hf
+from llama_nb.config import LlamaConfig
+from llama_nb.config_files import to_hf
 
 
 class JaxMl:

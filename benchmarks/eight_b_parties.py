@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from eight_b_weights import PROBE, STD, filled, prompt, shapes_of
 
-from llama_nb.config import LlamaConfig, to_hf
+from llama_nb.config import LlamaConfig
+from llama_nb.config_files import to_hf
 from llama_nb.model import with_params
 from llama_nb.session import Session
 

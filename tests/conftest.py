@@ -10,6 +10,9 @@ from book import build  # noqa: F401  (first: it notes the environment for the n
 from llama_nb import devices
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Torch's threads spin while they wait: beside another worker's they would wait for each other.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 devices.virtual_cpu_devices(8)
 
 
