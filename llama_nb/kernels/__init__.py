@@ -4,6 +4,7 @@
     decode       attention of one query per sequence to its cache: on TPU, on GPU, or by XLA
     flash        attention of whole prompts to themselves
     sharded      both on a mesh
+    matmul       a few rows times a large int8 matrix, on TPU
     ragged       what they share
 
 Arrays in, arrays out: nothing here knows the model. On a mesh they run inside `jax.shard_map`.

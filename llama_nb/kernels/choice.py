@@ -1,4 +1,4 @@
-"""Which attention a program uses: decided once, by the device that it is for."""
+"""Which kernels a program uses: decided once, by the device that it is for."""
 
 import dataclasses
 import functools
