@@ -1,4 +1,4 @@
-"""Draw the README's picture from a real run: `python book/hero.py` writes `_static/hero.svg`."""
+"""Draw the README's picture, and the cover's three, from a real run: `python book/hero.py`."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ def draw_speed(ax):
     """Draw the measured decode rates."""
     figures_ = json.loads((HERE.parent / "benchmarks/results/generate_cpu.json").read_text())
     rates = figures_["decode_tokens_per_s"]
-    names = ["transformers", "llama_nb", "memory's limit"]
+    names = ["transformers", "llama_nb", "memory's\nlimit"]
     values = [rates["transformers"], rates["ours"], figures_["limit"]["tokens_per_s"]]
     drawn = ax.bar(names, values, color=[figures.GREY, figures.BLUE, figures.SKY], width=0.65)
     ax.bar_label(drawn, [f"{value:.0f}" for value in values], padding=2)
@@ -84,17 +84,31 @@ def draw_speed(ax):
     ax.set_title(f"You measure: decoding, {cores} CPU cores")
 
 
+def save(fig, name):
+    """Write a picture; the same one gives the same file."""
+    plt.rcParams["svg.hashsalt"] = name
+    fig.savefig(HERE / "_static" / f"{name}.svg", metadata={"Date": None})
+    plt.close(fig)
+
+
 def main():
-    """Run the model and write the picture."""
+    """Run the model and write the pictures."""
     figures.use()
     model, tokenizer = llama_nb.load("smollm2-135m", dtype=jnp.float32)
     answer = llama_nb.generate(model, tokenizer, QUESTION, chat=True)
+    panels = {
+        "talk": lambda ax: draw_chat(ax, answer),
+        "look": lambda ax: draw_map(ax, model, tokenizer),
+        "measure": draw_speed,
+    }
     fig, axes = plt.subplots(1, 3, figsize=(12.4, 3.7), width_ratios=[0.85, 1.1, 0.9])
-    draw_chat(axes[0], answer)
-    draw_map(axes[1], model, tokenizer)
-    draw_speed(axes[2])
-    plt.rcParams["svg.hashsalt"] = "hero"  # the same picture gives the same file
-    fig.savefig(HERE / "_static" / "hero.svg", metadata={"Date": None})
+    for ax, draw in zip(axes, panels.values(), strict=True):
+        draw(ax)
+    save(fig, "hero")
+    for name, draw in panels.items():
+        fig, ax = plt.subplots(figsize=(3.3, 3.3))
+        draw(ax)
+        save(fig, f"hero-{name}")
 
 
 if __name__ == "__main__":

@@ -1,89 +1,89 @@
-"""The built site, read in a browser: no other host, math drawn, nothing wider than the screen."""
-
-import functools
-import http.server
-import shutil
-import threading
+"""The built site in a browser: it draws, fits, reads well, and asks no other host."""
 
 import pytest
 
-from book.build import SITE
-
 pytestmark = pytest.mark.site
 
-WIDTHS = (390, 1280)  # a phone, a laptop
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome", "chrome")
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-# What a page says of itself once it is drawn.
-LOOK = """() => ({
-    width: document.documentElement.scrollWidth,
-    math: document.querySelectorAll('.math').length,
-    drawn: document.querySelectorAll('.math mjx-container').length,
-    wrong: [...document.querySelectorAll('mjx-merror')].map(e => e.title),
-    images: [...document.querySelectorAll('article img')].map(e => [e.alt, e.src, e.naturalWidth]),
-})"""
+# Some page of each kind, for what the theme does on all of them.
+KINDS = ("book/preface.html", "notebooks/02_rmsnorm.html")
+FOCUS = """() => {
+    const element = document.activeElement, style = getComputedStyle(element);
+    const ring = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 1;
+    const box = element.getBoundingClientRect();
+    return { at: element.outerHTML.slice(0, 120), body: element === document.body,
+             shown: ring || style.boxShadow !== 'none', size: box.width * box.height };
+}"""
+COLOR = "() => getComputedStyle(document.body).backgroundColor"
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        """Say nothing."""
+def test_asks_no_other_host(seen, address):
+    own = (address, "data:", "blob:")
+    assert not [url for url in seen.requests if not url.startswith(own)]
 
 
-@pytest.fixture(scope="module")
-def address():
-    handler = functools.partial(QuietHandler, directory=str(SITE))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+def test_every_request_is_answered(seen):
+    assert not seen.failed
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    if path is None:
-        pytest.skip("no Chromium on PATH")
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
+def test_no_error_in_the_console(seen):
+    assert not seen.errors
 
 
-def pages():
-    """Return the paths of the site's pages, or none where it is not built."""
-    found = [*SITE.glob("book/*.html"), *SITE.glob("notebooks/*.html"), *SITE.glob("index.html")]
-    names = sorted(path.relative_to(SITE).as_posix() for path in found)
-    return names or [pytest.param("", marks=pytest.mark.skip("no site: run make book"))]
+def test_mathematics_is_drawn(seen):
+    assert seen.look["math"] == seen.look["drawn"]
+    assert not seen.look["wrong"], "TeX has errors"
 
 
-@pytest.mark.parametrize("name", pages())
-def test_page(name, address, browser):
-    for width in WIDTHS:
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        requests, errors = [], []
-        page.on("request", lambda request, seen=requests: seen.append(request.url))
-        page.on("pageerror", lambda error, seen=errors: seen.append(str(error)))
-        page.goto(address + name, wait_until="networkidle")
-        page.wait_for_function(
-            "() => !document.querySelector('.math') || document.querySelector('mjx-container')"
-        )
-        look = page.evaluate(LOOK)
-        page.close()
-        elsewhere = [url for url in requests if not url.startswith((address, "data:", "blob:"))]
-        assert not elsewhere, "the page asks other hosts"
-        assert not errors, "a script failed"
-        assert look["width"] <= width, f"wider than {width} px"
-        assert look["math"] == look["drawn"], "math is not drawn"
-        assert not look["wrong"], "TeX has errors"
-        for alt, source, natural in look["images"]:
-            assert alt and "_images/" not in alt, f"{source} has no alt text"
-            assert natural, f"{source} is not shown"
+def test_images_are_shown(seen):
+    assert not seen.look["unseen"]
+
+
+def test_page_is_no_wider_than_the_screen(seen):
+    for width, needed in seen.widths.items():
+        assert needed <= width, f"{needed} px wide on a screen of {width}"
+
+
+def test_code_fits_on_a_laptop(seen):
+    assert seen.look["columns"] >= 88
+
+
+def test_accessible(seen):
+    if not seen.violations:
+        pytest.skip("axe-playwright-python is not installed")
+    found = [f"{theme}: {line}" for theme, lines in seen.violations.items() for line in lines]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_focus_is_visible(name, tab):
+    tab.goto(name)
+    stops = 0
+    for _ in range(30):
+        tab.keyboard.press("Tab")
+        focus = tab.evaluate(FOCUS)
+        if focus["body"] or not focus["size"]:
+            continue
+        stops += 1
+        assert focus["shown"], focus["at"]
+    assert stops > 15
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_dark_mode_switches(name, tab):
+    tab.goto(name)
+    button = tab.locator(".theme-switch-button:visible").first
+    colors = set()
+    for _ in range(3):  # light, dark, and what the system prefers
+        button.click()
+        colors.add(tab.evaluate(COLOR))
+    assert len(colors) == 2
+
+
+def test_search_finds_rmsnorm(tab):
+    tab.goto(KINDS[0])
+    tab.keyboard.press("Control+k")
+    tab.keyboard.type("RMSNorm")
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#search-results li a")
+    links = tab.eval_on_selector_all("#search-results li a", "all => all.map(a => a.href)")
+    assert any("/notebooks/02_rmsnorm.html" in link for link in links)

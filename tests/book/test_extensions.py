@@ -1,0 +1,79 @@
+"""What the book adds to Sphinx: sizes of pictures, marks on paragraphs, a text for shared links."""
+
+from types import SimpleNamespace
+
+import pytest
+from docutils.core import publish_doctree
+
+from book import brand, marks, pictures, social
+
+TEXT = """
+Title
+=====
+
+|picture|
+
+*Runs on* any CPU, and on GPUs.
+
+**Check it** against NumPy.
+
+**1. Fold.** Write it.
+
+**Bold**, but nothing else.
+
+- **Check it** in a list is no check.
+
+.. |picture| image:: x.png
+"""
+
+
+def read():
+    return publish_doctree(TEXT, settings_overrides={"doctitle_xform": False})
+
+
+def test_paragraphs_are_marked_by_their_first_words():
+    doctree = read()
+    marks.mark(None, doctree)
+    found = [(p.astext()[:7], p["classes"]) for p in doctree.findall() if p.tagname == "paragraph"]
+    assert [pair for pair in found if pair[1]] == [
+        ("Runs on", ["marked-hardware"]),
+        ("Check i", ["marked-check"]),
+        ("1. Fold", ["marked-exercise"]),
+    ]
+
+
+def test_description_is_the_first_text():
+    assert social.description(read()) == "Runs on any CPU, and on GPUs."
+
+
+@pytest.mark.parametrize(
+    ("start", "size"),
+    [
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x02\x80\0\0\x01\xe0", (640, 480)),
+        (b"GIF89a\x40\x01\xc8\x00", (320, 200)),
+        (b'<svg xmlns="x" width="90pt" height="45.6pt" viewBox="0 0 9 9">', (120, 61)),
+        (b'<svg width="118" height="20">', (118, 20)),
+        (b'<svg viewBox="0 0 118 20">', None),
+    ],
+)
+def test_size_of_a_picture(start, size, tmp_path):
+    path = tmp_path / "picture"
+    path.write_bytes(start)
+    assert pictures.size(path) == size
+
+
+def test_pictures_get_sizes_unless_they_have_one(tmp_path):
+    (tmp_path / "a.svg").write_text('<svg width="30" height="20">')
+    app = SimpleNamespace(srcdir=tmp_path, builder=SimpleNamespace(images={"a.svg": "a1.svg"}))
+    body = '<img alt="a" src="../_images/a1.svg" /><img src="../_images/a1.svg" width="9" />'
+    context = {"body": body + '<img src="../_images/other.svg" />'}
+    pictures.add_sizes(app, "page", "", context, None)
+    assert context["body"] == (
+        '<img alt="a" src="../_images/a1.svg" width="30" height="20" />'
+        '<img src="../_images/a1.svg" width="9" /><img src="../_images/other.svg" />'
+    )
+
+
+def test_committed_mark_is_what_the_script_draws():
+    for name in ("logo.svg", "favicon.svg"):
+        assert (brand.STATIC / name).read_text(encoding="utf-8") == brand.mark()
