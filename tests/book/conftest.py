@@ -40,7 +40,10 @@ LOOK = """() => { const columns = pre => {
     unseen: [...document.images].filter(e => !e.naturalWidth).map(e => e.src),
     columns: Math.min(...[...document.querySelectorAll('div.cell_input pre')].map(columns)),
 }}"""
-WIDTH = "() => document.documentElement.scrollWidth"
+# How wide a page is; notes in the margin count, which the theme would cut off.
+WIDTH = """() => Math.max(document.documentElement.scrollWidth,
+    ...[...document.querySelectorAll('.bd-article :is(.margin, .sidenote)')]
+        .map(note => Math.ceil(note.getBoundingClientRect().right)))"""
 # What axe looks for: WCAG 2.1 A and AA. A formula's glyphs have the colour of the text around them.
 RULES = {
     "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"],
