@@ -46,7 +46,7 @@ help:
 	@echo "CONSTRAINTS=constraints/colab.txt   the versions of another environment (base, colab, newest)"
 
 book: $(VENV)/.book
-	$(BIN)/python book/build.py
+	$(BIN)/python -m book.build
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(SELECT) $(WORKERS) $(PYTEST_ARGS) $(NONE)

@@ -19,6 +19,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
+from book import api
 from llama_nb.devices import prefer_cpu_if_alone
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,7 +187,9 @@ def stage(notebooks: dict[str, nbformat.NotebookNode]) -> None:
     shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("_config.yml", "_toc.yml"):
         shutil.copy(ROOT / name, STAGE)
-    (STAGE / "book" / "_status_table.md").write_text(status_table(notebooks), encoding="utf-8")
+    parts = {"_status_table.md": status_table(notebooks), **api.pages()}
+    for name, text in parts.items():
+        (STAGE / "book" / name).write_text(text, encoding="utf-8")
     (STAGE / "notebooks").mkdir()
     for name, notebook in notebooks.items():
         # The badge's picture is on another host; the site has its own copy.
