@@ -46,7 +46,8 @@ def _top(module: str) -> str:
 
 def described(module: str) -> str:
     """Return the Markdown that describes a module's own names, under its own heading."""
-    text = f"## `{module}`\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n"
+    short = module.partition(".")[2]  # the whole name is too long for the page's contents
+    text = f"## `{short}`\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n"
     names = getattr(importlib.import_module(module), "__all__", ())
     if "__path__" not in vars(sys.modules[module]) or not names:
         return f"{text}```\n"

@@ -185,7 +185,7 @@ def stage(notebooks: dict[str, nbformat.NotebookNode]) -> None:
     """Lay out in `_build/src` what Jupyter Book reads."""
     shutil.rmtree(STAGE, ignore_errors=True)
     shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("_config.yml", "_toc.yml"):
+    for name in ("_config.yml", "_toc.yml", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, STAGE)
     parts = {"_status_table.md": status_table(notebooks), **api.pages()}
     for name, text in parts.items():

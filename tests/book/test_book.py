@@ -29,7 +29,8 @@ def toc_files(entry=TOC):
 
 def pages():
     """Yield the path and the Markdown of every page, and of every notebook's prose."""
-    for path in [ROOT / "README.md", *sorted((ROOT / "book").glob("*.md"))]:
+    top = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))
+    for path in [*top, *sorted((ROOT / "book").glob("*.md"))]:
         yield path, path.read_text(encoding="utf-8")
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
@@ -80,6 +81,22 @@ def test_toc_names_files_that_exist_and_every_notebook():
     for name in names:
         assert any((ROOT / f"{name}{suffix}").is_file() for suffix in (".md", ".ipynb")), name
     assert {f"notebooks/{path.stem}" for path in NOTEBOOKS} <= set(names)
+
+
+def test_citation_and_changelog_agree_with_the_package():
+    cite = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert {"cff-version", "message", "title", "authors"} <= set(cite)
+    assert cite["version"] == project["version"]
+    assert cite["license"] == project["license"]
+    assert cite["repository-code"] == strip.repository()[0]
+    assert cite["title"] == yaml.safe_load((ROOT / "_config.yml").read_text())["title"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(
+        rf"^## \[?{re.escape(project['version'])}|be {project['version']}\.", changes, re.M
+    )
+    for path in NOTEBOOKS:
+        assert path.stem[:2] in changes, f"the changelog lacks {path.stem}"
 
 
 def test_links_between_pages_point_to_files():
