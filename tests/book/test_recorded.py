@@ -6,7 +6,7 @@ import re
 import nbformat
 import pytest
 
-from book import build
+from book import build, results
 
 
 def measured(name):
@@ -24,7 +24,7 @@ def test_chapter_11_quotes_what_int8_costs():
 
 
 def test_results_page_shows_the_pod_steps():
-    page = (build.ROOT / "book/results.md").read_text(encoding="utf-8")
+    page = results.pod("llama3.1-70b") + results.pod("llama3.1-8b")
     cases = json.loads((build.ROOT / "benchmarks/results/pod_decode.json").read_text())["cases"]
     assert len(cases) == 6
     for case in cases:
@@ -36,6 +36,15 @@ def test_results_page_shows_the_pod_steps():
         assert row in page
         if case["public_step_ms"]:
             assert f"{row} {case['public_step_ms']} | {case['public_measured_ms']} |" in page
+
+
+def test_results_page_includes_every_table():
+    page = (build.ROOT / "book/results.md").read_text(encoding="utf-8")
+    for name, text in results.parts().items():
+        assert f"```{{include}} {name}\n```" in page
+        lines = text.splitlines()
+        assert len(lines) > 3
+        assert len({line.count("|") for line in lines}) == 1, text
 
 
 def test_pod_steps_meet_what_was_asked_of_them():
@@ -50,9 +59,10 @@ def test_results_page_shows_training_on_a_cpu():
     page = (build.ROOT / "book/results.md").read_text(encoding="utf-8")
     found = json.loads((build.ROOT / "benchmarks/results/train_cpu.json").read_text())
     tokens = found["batch"] * found["context"]
+    shown = results.train_cpu()
     for name, rate in found["tokens_per_s"].items():
         share = found["peak"]["reached"][name]
-        assert f"| {rate:,.0f} | {1e3 * tokens / rate:.0f} | {share:.2f} |" in page, name
+        assert f"| {rate:,.0f} | {1e3 * tokens / rate:.0f} | {share:.2f} |" in shown, name
     for ratio in found["ratios"].values():
         assert f"**{ratio:.2f} times as fast**" in page
 
