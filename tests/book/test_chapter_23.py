@@ -21,6 +21,7 @@ import matplotlib.pyplot as plt
 pytestmark = pytest.mark.slow
 
 LITTLE = dataclasses.replace(presets.get("tiny"), vocab_size=128_256, context=4096)
+LARGE = dataclasses.replace(LITTLE, ffn_dim=2000, num_layers=400)  # 170 MB in int8
 ABOUT_8B = 'machines["TPU v5e-1"].memory'  # the one cell whose assertion is about 8B itself
 
 
@@ -75,14 +76,12 @@ def test_a_chip_gets_bfloat16_and_chunks(chapter):
 
 
 def test_where_8b_does_not_fit_its_slice_and_a_small_model_run(chapter, folder):
-    deep = dataclasses.replace(LITTLE, num_layers=4000)  # 200 MB in int8
-    found, said = chapter(folder, Machine("cpu", 1, 1.1e9 / 0.8, "cpu"), deep)
+    found, said = chapter(folder, Machine("cpu", 1, 1.1e9 / 0.8, "cpu"), LARGE)
     assert "this machine: 0.2 billion parameters take 0.2 GB even in int8" in said
     assert found["sliced"] == {"quant": "int8"}
     assert found["config"].num_layers == LITTLE.num_layers
 
 
 def test_a_machine_too_small_for_the_weights_says_so(chapter):
-    deep = dataclasses.replace(LITTLE, num_layers=4000)
     with pytest.raises(InputError, match="take a machine with more memory, or a smaller model"):
-        chapter("random", Machine("cpu", 1, 1.1e9 / 0.8, "cpu"), deep)
+        chapter("random", Machine("cpu", 1, 1.1e9 / 0.8, "cpu"), LARGE)
