@@ -9,6 +9,7 @@ import re
 from sphinx.application import Sphinx
 
 _RULE = re.compile(r"-{3,}")
+_NAMES = re.compile(r"\w+(, \w+)+")
 _STAR = re.compile(r"(?<=[(, ])\*(?=\w)")
 
 
@@ -25,7 +26,8 @@ def prepare(app: Sphinx, what: str, name: str, thing: object, options: dict, lin
             text = line or text
             parts = line.split("`")
             line = "`".join([_STAR.sub(r"\*", p) if i % 2 == 0 else p for i, p in enumerate(parts)])
-        out.append(line)
+        # Napoleon knows several names of parameters in one line, but not of attributes.
+        out += line.split(", ") if "Attributes" in lines and _NAMES.fullmatch(line) else [line]
     lines[:] = out
 
 

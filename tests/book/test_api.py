@@ -88,6 +88,12 @@ def test_docstrings_show_blocks_and_stars_as_written():
     assert lines[5:] == ["", "Then", "-----", "", "    z"]
 
 
+def test_attributes_that_share_a_description_are_apart():
+    lines = ["Sizes.", "", "Attributes", "----------", "height, width", "    In pixels."]
+    docstrings.prepare(None, "", "", None, {}, lines)
+    assert lines[4:] == ["height", "width", "    In pixels."]
+
+
 @pytest.mark.site
 def test_every_public_name_is_on_the_site():
     index = build.SITE / "objects.inv"
