@@ -158,8 +158,9 @@ def visit(page, name, axe):
     page.evaluate(THIN_OUT)
     for theme, size in (("light", LAPTOP), ("dark", PHONE)):
         page.evaluate("theme => { document.documentElement.dataset.theme = theme }", theme)
-        page.set_viewport_size(size)
-        page.wait_for_timeout(350)  # the theme looks for what scrolls after a resize, not at once
+        if page.viewport_size != size:
+            page.set_viewport_size(size)
+            page.wait_for_timeout(350)  # the theme looks for what scrolls a while after a resize
         seen.widths[size["width"]] = page.evaluate(WIDTH)
         if axe:
             found = axe.run(page, context=CONTEXT, options=RULES).response["violations"]
