@@ -12,16 +12,19 @@ import llama_nb
 
 # Every module is on the first page that names it or its package; the last page has the rest.
 PAGES = {
-    "api_model": ("config", "presets", "layers", "attending", "cache", "packed", "lora", "model"),
+    "api_model": (
+        *("config", "config_files", "presets", "layers", "attending", "cache", "packed", "lora"),
+        *("loss", "model"),
+    ),
     "api_kernels": ("kernels",),
     "api_text": (
-        *("tokenizer", "tokenizer_files", "vocabulary", "chat", "sampling"),
-        *("session", "loading", "generation", "perplexity"),
+        *("tokenizer", "tokenizer_files", "byte_pairs", "sentence_pieces", "chat", "sampling"),
+        *("steps", "session", "loading", "generation", "perplexity"),
     ),
-    "api_files": ("checkpoint", "quantize", "assets", "download"),
+    "api_files": ("checkpoint", "quantize", "assets", "download", "sources"),
     "api_learning": ("data", "train"),
     "api_devices": ("sharding", "tensor_parallel", "pod", "cluster"),
-    "api_cost": ("roofline", "calculator", "topology", "hlo", "aot"),
+    "api_cost": ("roofline", "placement", "calculator", "topology", "hlo", "aot"),
     "api_check": ("check",),
     "api_tools": (),
 }
