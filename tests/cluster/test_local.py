@@ -190,6 +190,7 @@ def test_only_python_prints(client):
     """Gloo reports every connection from C++, which would hide what a cell says."""
     told = client[1].execute("import os; os.write(1, b'noise'); print('said')")
     told.get(10)
+    told.wait_for_output(10)  # It comes on a connection of its own, perhaps after the result.
     assert told.stdout == "said\n"
 
 
