@@ -193,7 +193,7 @@ def decode_loop(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, KVCache]:
     """Add up to `count` tokens to every sequence in one dispatch; stop once all rows have ended.
 
-    The tokens are those of as many `decode_step`s: rows that have ended go on until all have.
+    The tokens are those of `decode_step`, call after call: ended rows go on until all have.
 
     Parameters
     ----------

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from docutils.core import publish_doctree
 
-from book import brand, marks, pictures, social
+from book import brand, marks, pictures, roles, social
 
 TEXT = """
 Title
@@ -77,3 +77,16 @@ def test_pictures_get_sizes_unless_they_have_one(tmp_path):
 def test_committed_mark_is_what_the_script_draws():
     for name in ("logo.svg", "favicon.svg"):
         assert (brand.STATIC / name).read_text(encoding="utf-8") == brand.mark()
+
+
+def test_screen_readers_get_no_broken_lists_or_nameless_menus():
+    signature = '<dt>f(<dl>\n<dd><em class="sig-param">x</em>,</dd>\n</dl>\n)</dt>'
+    body = f'<dl class="py">{signature}</dl><div role="doc-biblioentry">a</div>'
+    menu = "<details><summary>v</summary></details>"
+    context = {"body": body, "generate_toctree_html": lambda kind: menu}
+    roles.mend(None, "page", "", context, None)
+    assert context["body"] == (
+        '<dl class="py"><dt>f(<div class="sig-lines">\n<div class="sig-line">'
+        '<em class="sig-param">x</em>,</div>\n</div>\n)</dt></dl><div role="listitem">a</div>'
+    )
+    assert '<summary aria-label="' in context["generate_toctree_html"]("sidebar")
