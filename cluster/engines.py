@@ -21,7 +21,7 @@ def main(file: str, count: int, seconds: float) -> int:
         names = ", ".join(map(str, missing))
         print(
             f"{len(client.ids)} of {count} engines registered within {seconds:.0f} s; "
-            f"missing: {names} (see their logs with: logs --worker {names.replace(' ', '')}).",
+            f"missing: {names} (see their logs with: --worker {names.replace(' ', '')} logs).",
             file=sys.stderr,
         )
         return 1

@@ -144,8 +144,8 @@ start_notebook() {
   check_port --port "$port"
   if ! running notebook "$(mark notebook)"; then
     ! answers 127.0.0.1 "$port" || die "Port $port is in use on this host; choose another with --port."
-    launch notebook "$python" -m jupyterlab "--ServerApp.root_dir=$code" --no-browser --ip=127.0.0.1 \
-      "--port=$port" --ServerApp.port_retries=0
+    launch notebook env "PYTHONPATH=$code" "$python" -m jupyterlab "--ServerApp.root_dir=$code" \
+      --no-browser --ip=127.0.0.1 "--port=$port" --ServerApp.port_retries=0
     await notebook 60 grep -q 'token=' "$dir/notebook.log"
   fi
   echo "notebook: $(grep -o 'http://127.0.0.1:[^ ]*' "$dir/notebook.log" | tail -n 1)"

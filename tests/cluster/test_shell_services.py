@@ -241,6 +241,8 @@ def test_the_notebook_says_where_it_is(host):
     said = "notebook: http://127.0.0.1:8888/lab?token=abc"
     assert host("start", "notebook", "--port", "8899").stdout == said
     pid = host.pid("notebook")
+    # What runs in it finds `llama_nb`, which is copied to hosts and not installed.
+    assert f"PYTHONPATH={CLUSTER.parent}" in Path(f"/proc/{pid}/environ").read_text().split("\0")
     assert host("start", "notebook", "--port", "8899").stdout == said
     assert host.pid("notebook") == pid
 
