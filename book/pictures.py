@@ -1,18 +1,19 @@
 """A Sphinx extension that writes each picture's size on the page, so that text doesn't jump."""
 
+import base64
 import re
 import struct
 from pathlib import Path
 
 from sphinx.application import Sphinx
 
-IMAGE = re.compile(r'<img\b(?![^>]*\swidth=)[^>]*?\ssrc="[^":]*/([^"/]+)"[^>]*?(?=\s*/?>)')
+IMAGE = re.compile(r'<img\b(?![^>]*\swidth=)[^>]*?\ssrc="([^"]+)"[^>]*?(?=\s*/?>)')
+INLINE = "data:image/png;base64,"
 PIXELS = {"pt": 4 / 3, "px": 1, "": 1}
 
 
-def size(path: Path) -> tuple[int, int] | None:
-    """Return a picture's width and height in pixels; None where the file doesn't say."""
-    start = path.read_bytes()[:2000]
+def size(start: bytes) -> tuple[int, int] | None:
+    """Return a picture's width and height in pixels, by its first bytes; None if they don't say."""
     if start.startswith(b"\x89PNG"):
         return struct.unpack(">II", start[16:24])
     if start.startswith(b"GIF8"):
@@ -32,7 +33,11 @@ def add_sizes(app: Sphinx, page: str, template: str, context: dict, doctree: obj
     sources = {name: Path(app.srcdir, path) for path, name in app.builder.images.items()}
 
     def sized(match: re.Match) -> str:
-        found = size(sources[match[1]]) if match[1] in sources else None
+        found, name = None, match[1].rpartition("/")[2]
+        if match[1].startswith(INLINE):  # an animation's first picture
+            found = size(base64.b64decode(match[1].removeprefix(INLINE)[:40]))
+        elif ":" not in match[1] and name in sources:
+            found = size(sources[name].read_bytes()[:2000])
         return match[0] + (f' width="{found[0]}" height="{found[1]}"' if found else "")
 
     if "body" in context:

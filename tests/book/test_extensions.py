@@ -1,5 +1,7 @@
 """What the book adds to Sphinx: sizes of pictures, marks on paragraphs, a text for shared links."""
 
+import base64
+import struct
 from types import SimpleNamespace
 
 import pytest
@@ -59,7 +61,7 @@ def test_description_is_the_first_text():
 def test_size_of_a_picture(start, size, tmp_path):
     path = tmp_path / "picture"
     path.write_bytes(start)
-    assert pictures.size(path) == size
+    assert pictures.size(path.read_bytes()) == size
 
 
 def test_pictures_get_sizes_unless_they_have_one(tmp_path):
@@ -72,6 +74,15 @@ def test_pictures_get_sizes_unless_they_have_one(tmp_path):
         '<img alt="a" src="../_images/a1.svg" width="30" height="20" />'
         '<img src="../_images/a1.svg" width="9" /><img src="../_images/other.svg" />'
     )
+
+
+def test_a_picture_within_the_page_gets_its_size():
+    png = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 576, 152) + b"\xff" * 40
+    image = f'<img alt="a" src="{pictures.INLINE}{base64.b64encode(png).decode()}" style="x">'
+    context = {"body": image}
+    app = SimpleNamespace(srcdir=".", builder=SimpleNamespace(images={}))
+    pictures.add_sizes(app, "page", "", context, None)
+    assert context["body"] == image[:-1] + ' width="576" height="152">'
 
 
 def test_committed_mark_is_what_the_script_draws():
