@@ -101,3 +101,12 @@ def test_screen_readers_get_no_broken_lists_or_nameless_menus():
         '<em class="sig-param">x</em>,</div>\n</div>\n)</dt></dl><div role="listitem">a</div>'
     )
     assert '<summary aria-label="' in context["generate_toctree_html"]("sidebar")
+
+
+def test_sliders_have_a_name_and_scrolling_tables_the_focus():
+    context = {"body": '<div style=\'overflow-x:auto\'>a</div><input class="anim-slider" name="p">'}
+    roles.mend(None, "page", "", context, None)
+    assert context["body"] == (
+        "<div style='overflow-x:auto' tabindex=\"0\">a</div>"
+        '<input class="anim-slider" aria-label="Frame" name="p">'
+    )
