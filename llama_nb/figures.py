@@ -111,6 +111,35 @@ def ink(colour: str) -> str:
     return "white" if 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.18 else BLACK
 
 
+def box(
+    ax: Any,
+    place: tuple[float, float],
+    size: tuple[float, float],
+    text: str = "",
+    colour: str = "#E4E4E4",
+    **options: Any,
+) -> None:
+    """Draw a rectangle with a label in its middle, in the ink that its colour needs.
+
+    Parameters
+    ----------
+    ax
+        Matplotlib axes.
+    place, size
+        Lower left corner; width and height.
+    text
+        The label, of as many lines as fit.
+    colour
+        As "#RRGGBB".
+    options
+        Of the label, such as `fontsize`.
+    """
+    ax.add_patch(_rectangle(place, *size, facecolor=colour))
+    middle = (place[0] + size[0] / 2, place[1] + size[1] / 2)
+    options = {"ha": "center", "va": "center", "fontsize": 9, "color": ink(colour), **options}
+    ax.text(*middle, text, **options)
+
+
 def layout(ax: Any, shape: tuple[int, ...], sharding: Any) -> None:
     """Draw a matrix as devices hold it: one rectangle per part, and on it who has it.
 

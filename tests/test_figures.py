@@ -56,3 +56,20 @@ def test_layout_draws_each_part_once_and_names_all_its_devices():
 def test_ink_is_readable_on_every_device():
     assert figures.ink(figures.YELLOW) == figures.BLACK
     assert figures.ink(figures.BLACK) == "white" == figures.ink(figures.BLUE)
+
+
+def test_box_has_its_label_in_the_middle_in_ink_that_reads():
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, ax = plt.subplots()
+    figures.box(ax, (1, 2), (4, 1), "dark", figures.BLUE)
+    figures.box(ax, (1, 4), (4, 1), "light", fontsize=12)
+    assert [patch.get_bbox().bounds for patch in ax.patches] == [(1, 2, 4, 1), (1, 4, 4, 1)]
+    dark, light = ax.texts
+    assert (dark.get_position(), light.get_position()) == ((3, 2.5), (3, 4.5))
+    assert (dark.get_color(), light.get_color()) == ("white", figures.BLACK)
+    assert (dark.get_text(), light.get_fontsize()) == ("dark", 12)
+    plt.close(figure)
