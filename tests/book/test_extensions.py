@@ -23,6 +23,8 @@ Title
 
 **Bold**, but nothing else.
 
+*Aside.* A remark on that.
+
 - **Check it** in a list is no check.
 
 .. |picture| image:: x.png
@@ -41,7 +43,16 @@ def test_paragraphs_are_marked_by_their_first_words():
         ("Runs on", ["marked-hardware"]),
         ("Check i", ["marked-check"]),
         ("1. Fold", ["marked-exercise"]),
+        ("A remar", ["marked-aside"]),
     ]
+
+
+def test_an_aside_stands_in_the_margin_beside_the_paragraph_before_it():
+    doctree = read()
+    marks.mark(None, doctree)
+    (note,) = (found for found in doctree.findall() if found.tagname == "container")
+    assert note["classes"] == ["margin"] and note.astext() == "A remark on that."
+    assert note.next_node(descend=False, siblings=True).astext() == "Bold, but nothing else."
 
 
 def test_description_is_the_first_text():
