@@ -275,13 +275,9 @@ def test_checkpoints_hold_only_what_is_trained(weights, tmp_path):
     assert full > 10 * lora
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mesh", "strategy"),
-    [
-        ((2, 4), "fsdp_tp"),
-        pytest.param((2, 4), "tp", marks=pytest.mark.slow),
-        pytest.param((4, 2), "fsdp", marks=pytest.mark.slow),
-    ],
+    ("mesh", "strategy"), [((2, 4), "fsdp_tp"), ((2, 4), "tp"), ((4, 2), "fsdp")]
 )
 def test_runs_on_meshes_learn_the_same(weights, tmp_path, mesh, strategy):
     if jax.device_count() < 8:

@@ -70,8 +70,8 @@ def make(shape, starts, lengths, dtype="float32", seed=0):
     return Case(q, *kept, starts, lengths, scales, *flat)
 
 
-def agree(case, **options):
-    out, lse = kernels.decode_attention(*case.arguments, **case.scales, **options, return_lse=True)
+def agree(case, attend=kernels.decode_attention, **options):
+    out, lse = attend(*case.arguments, **case.scales, **options, return_lse=True)
     rounded = 1e-5 if case.q.dtype == jnp.float32 else 2e-2
     np.testing.assert_allclose(out, case.out, rtol=rounded, atol=rounded)
     np.testing.assert_allclose(lse, case.lse, rtol=rounded, atol=rounded)
@@ -79,30 +79,45 @@ def agree(case, **options):
 
 @st.composite
 def cases(draw):
-    B, K, G = (draw(st.integers(1, n)) for n in (4, 2, 4))
-    S, block = draw(st.sampled_from([(1, 1), (100, 100), (128, 128), (300, 128), (512, 256)]))
+    # A kernel is traced and compiled anew for every shape: few shapes, many lengths.
+    (B, K, G, S, H), block, dtype = draw(
+        st.sampled_from(
+            [
+                ((1, 1, 1, 1, 64), 1, "float32"),
+                ((4, 2, 3, 300, 64), 128, "float32"),
+                ((3, 1, 4, 512, 128), 256, "float32"),
+                ((3, 2, 1, 100, 128), 100, "bfloat16"),
+                ((2, 1, 4, 300, 64), 128, "bfloat16"),
+                ((4, 2, 2, 128, 64), 128, "int8"),
+                ((2, 2, 4, 512, 128), 256, "int8"),
+            ]
+        )
+    )
     edges = sorted({0, 1, block - 1, block, block + 1, S - 1, S} & set(range(S + 1)))
     ends = st.one_of(st.sampled_from(edges), st.integers(0, S))
     pairs = [sorted((draw(ends), draw(ends))) for _ in range(B)]
     if draw(st.booleans()):
         pairs = [(0, end) for _, end in pairs]
     starts, lengths = zip(*pairs, strict=True)
-    dtype = draw(st.sampled_from(["float32", "bfloat16", "int8"]))
-    H = draw(st.sampled_from([64, 128]))
     return make((B, K, G, S, H), starts, lengths, dtype, draw(st.integers(0, 99))), block
 
 
-@settings(max_examples=25, deadline=None)
+@functools.partial(jax.jit, static_argnames=("block", "interpret", "implementation", "return_lse"))
+def compiled(*arguments, **options):
+    return kernels.decode_attention(*arguments, **options)
+
+
+@settings(max_examples=40, deadline=None)
 @given(cases())
 def test_kernel(drawn):
     case, block = drawn
-    agree(case, block=block, interpret=True)
+    agree(case, compiled, block=block, interpret=True)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(cases())
 def test_without_a_kernel(drawn):
-    agree(drawn[0], implementation="xla")
+    agree(drawn[0], compiled, implementation="xla")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

@@ -167,6 +167,7 @@ def described_gpu():
     )
 
 
+@pytest.mark.slow
 def test_benchmark_tries_every_path():
     """Interpreted on CPU; only cuDNN has no path there, and says so in its row."""
     script = build.ROOT / "benchmarks/decode_attention.py"

@@ -7,7 +7,7 @@ import pytest
 
 from book import build
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 
 def test_benchmark_compares_the_same_training():
