@@ -34,12 +34,15 @@ def mark(app: Sphinx, doctree: nodes.document) -> None:
 
 
 def to_margin(paragraph: nodes.paragraph) -> None:
-    """Put a paragraph into the margin, at the height of the one before it."""
+    """Put a paragraph into the margin of what stands before it."""
     section, place = paragraph.parent, paragraph.parent.index(paragraph)
     section.remove(paragraph)
+    whole = nodes.container("", classes=["with-aside"])
     if place and isinstance(section[place - 1], nodes.paragraph):
         place -= 1
-    section.insert(place, nodes.container("", paragraph, classes=["margin"]))
+        whole += section.pop(place)
+    whole += nodes.container("", paragraph, classes=["margin"])
+    section.insert(place, whole)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

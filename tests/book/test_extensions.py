@@ -47,12 +47,13 @@ def test_paragraphs_are_marked_by_their_first_words():
     ]
 
 
-def test_an_aside_stands_in_the_margin_beside_the_paragraph_before_it():
+def test_an_aside_stands_in_the_margin_of_the_paragraph_before_it():
     doctree = read()
     marks.mark(None, doctree)
-    (note,) = (found for found in doctree.findall() if found.tagname == "container")
-    assert note["classes"] == ["margin"] and note.astext() == "A remark on that."
-    assert note.next_node(descend=False, siblings=True).astext() == "Bold, but nothing else."
+    whole, note = (found for found in doctree.findall() if found.tagname == "container")
+    assert (whole["classes"], note["classes"]) == (["with-aside"], ["margin"])
+    assert [part.astext() for part in whole] == ["Bold, but nothing else.", "A remark on that."]
+    assert whole[1] is note
 
 
 def test_description_is_the_first_text():
