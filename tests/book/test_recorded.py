@@ -9,23 +9,22 @@ import pytest
 from book import build, results
 
 
-def measured(name):
-    """Return the perplexities that a benchmark found."""
-    result = json.loads((build.ROOT / f"benchmarks/results/{name}.json").read_text())
-    return list(result["perplexity"].values())
+def result(name):
+    """Return what a benchmark has recorded."""
+    return json.loads((build.ROOT / f"benchmarks/results/{name}.json").read_text())
 
 
 def test_chapter_11_quotes_what_int8_costs():
     cells = nbformat.read(build.NOTEBOOKS / "11_int8.ipynb", as_version=4).cells
     (text,) = [cell.source for cell in cells if "benchmarks/int8_perplexity.py" in cell.source]
-    wide, *small = measured("int8_perplexity")
+    wide, *small = result("int8_perplexity")["perplexity"].values()
     assert re.findall(r"\*\*([\d.]+)\*\*", text) == [f"{value:.3f}" for value in (wide, *small)]
     assert re.findall(r"\((.+%)\)", text) == [f"{value / wide - 1:+.2%}" for value in small]
 
 
 def test_results_page_shows_the_pod_steps():
     page = results.pod("llama3.1-70b") + results.pod("llama3.1-8b")
-    cases = json.loads((build.ROOT / "benchmarks/results/pod_decode.json").read_text())["cases"]
+    cases = result("pod_decode")["cases"]
     assert len(cases) == 6
     for case in cases:
         row = (
@@ -48,7 +47,7 @@ def test_results_page_includes_every_table():
 
 
 def test_pod_steps_meet_what_was_asked_of_them():
-    cases = json.loads((build.ROOT / "benchmarks/results/pod_decode.json").read_text())["cases"]
+    cases = result("pod_decode")["cases"]
     best = {(8, 2048): 5.75, (8, 8192): 6.6, (16, 2048): 6.4, (64, 2048): 9.0}
     found = {(c["batch"], c["context"]): c for c in cases if c["model"] == "llama3.1-70b"}
     assert {size for size, case in found.items() if case["step_ms"] <= best[size]} == set(best)
@@ -57,7 +56,7 @@ def test_pod_steps_meet_what_was_asked_of_them():
 
 def test_results_page_shows_training_on_a_cpu():
     page = (build.ROOT / "book/results.md").read_text(encoding="utf-8")
-    found = json.loads((build.ROOT / "benchmarks/results/train_cpu.json").read_text())
+    found = result("train_cpu")
     tokens = found["batch"] * found["context"]
     shown = results.train_cpu()
     for name, rate in found["tokens_per_s"].items():
@@ -68,8 +67,7 @@ def test_results_page_shows_training_on_a_cpu():
 
 
 def test_the_atlas_is_whole():
-    path = build.ROOT / "benchmarks/results/atlas.json"
-    cases = json.loads(path.read_text())["cases"]
+    cases = result("atlas")["cases"]
     found = {(c["model"], c["topology"].split(":")[0], c["phase"]) for c in cases}
     for model in ("llama3.2-1b", "llama3.1-8b", "llama3.1-70b", "llama3.1-405b"):
         for kind in ("v5e", "v5p", "v6e", "tpu7x"):
@@ -82,8 +80,8 @@ def test_the_atlas_is_whole():
 
 
 def test_chapter_14_says_what_fine_tuning_cost():
-    result = json.loads((build.ROOT / "benchmarks/results/fine_tune.json").read_text())
-    base, cases = result["base"], {(c["way"], c["rate"]): c for c in result["cases"]}
+    tuned = result("fine_tune")
+    base, cases = tuned["base"], {(c["way"], c["rate"]): c for c in tuned["cases"]}
     best = {
         way: min((c for c in cases.values() if c["way"] == way), key=lambda c: c["held_loss"])
         for way in ("full", "norms", "lora-8", "lora-2", "lora-32")
@@ -101,3 +99,40 @@ def test_chapter_14_says_what_fine_tuning_cost():
     # Eight directions hold two thirds of the change.
     shares = [share[2] for share in cases["full", 1e-4]["energy"].values()]
     assert min(shares) > 0.65
+
+
+def quoted(stem, pattern):
+    """Return the numbers that a chapter's prose has where the pattern fits, once."""
+    cells = nbformat.read(build.NOTEBOOKS / f"{stem}.ipynb", as_version=4).cells
+    prose = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    found = list(re.finditer(pattern.replace(" ", r"\s"), prose))
+    assert len(found) == 1, f"{stem} has {len(found)} times: {pattern}"
+    return list(found[0].groups())
+
+
+def test_chapter_19_quotes_the_case_that_its_table_leaves_out():
+    cases = result("pod_decode")["cases"]
+    (case,) = [c for c in cases if c["public_step_ms"] and (c["batch"], c["context"]) == (8, 8192)]
+    ratio = f"{case['public_step_ms'] / case['public_measured_ms']:.2f}"
+    assert quoted("19_compile_for_a_pod", r"8 x 8,192, is left out: ([\d.]+) there") == [ratio]
+
+
+def test_chapter_24_quotes_the_steps_and_the_atlas():
+    atlas = result("atlas")["cases"]
+    decode = {(c["model"], c["topology"]): c for c in atlas if c["phase"] == "decode"}
+    elsewhere = [
+        c["estimated_step_ms"] / c["roofline_ms"]
+        for (_, topology), c in decode.items()
+        if topology.startswith(("v5p", "tpu7x"))
+    ]
+    range_ = [f"{edge(elsewhere):.1f}" for edge in (min, max)]
+    assert quoted("24_70b_and_405b", r"are ([\d.]+) to ([\d.]+) times the floor") == range_
+    huge = decode["llama3.1-405b", "v5e:8x8"]["estimated_step_ms"]
+    assert quoted("24_70b_and_405b", r"it has ([\d.]+) ms: see the atlas") == [f"{huge:.2f}"]
+    steps = result("pod_decode")["cases"]
+    (held,) = [
+        c["argument_gb"]
+        for c in steps
+        if (c["model"], c["batch"], c["context"]) == ("llama3.1-70b", 8, 2048)
+    ]
+    assert quoted("24_70b_and_405b", r"asks for ([\d.]+) GB on each chip") == [f"{held:.1f}"]
