@@ -52,6 +52,14 @@ class Client(ipyparallel.Client):
         """The controller's address, as the connection file gives it."""
         return json.loads(self.file.read_text(encoding="utf-8"))["interface"].partition("://")[2]
 
+    @property
+    def anew(self) -> str:
+        """What to do for a new engine on every host: only this machine's cluster can do it here."""
+        if folder_of(self.file):
+            return "call cluster.restart(client) and join again"
+        tool = "cluster/tpu.sh restart (or hosts.sh)"
+        return f"run {tool} on your own machine, connect and join again"
+
     def ask(self, function: str, *, timeout: float, **arguments: Any) -> list[dict[str, Any]]:
         """Call a function of `engine` everywhere and return its answers.
 
@@ -143,7 +151,7 @@ class Client(ipyparallel.Client):
                 f"{name} is gone: its engine (number {number}) died."
                 + (
                     " Hosts that compute together with it wait in vain; JAX ends them when it has "
-                    "not heard of it for some time. Then: cluster.restart(client), and join again."
+                    f"not heard of it for some time. Then {self.anew}."
                     if first
                     else ""
                 ),

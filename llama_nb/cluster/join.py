@@ -53,33 +53,34 @@ def join(
         raise InputError("no engine is there to join; start some and connect again.")
     if missing := set(client.expected) - {row["host"] for row in rows}:
         raise InputError(
-            f"{', '.join(sorted(missing))} is not there; cluster.restart(client) gives every host "
-            "a new engine."
+            f"{', '.join(sorted(missing))} is not there; for a new engine on every host, "
+            f"{client.anew}."
         )
     if late := [row["host"] for row in rows if row.get("busy")]:
         raise InputError(
-            f"{', '.join(late)} still runs something else; wait for it, cluster.interrupt(client), "
-            "or cluster.restart(client)."
+            f"{', '.join(late)} still runs something else; wait for it, call "
+            f"cluster.interrupt(client), or {client.anew}."
         )
     before.check()
     groups = {tuple(row["group"] or ()) for row in rows}
     if groups != {()}:
         if len(groups) == 1 and groups.pop()[1] == len(rows):
             return before
-        _refuse([row["host"] for row in rows if row["group"]], "joined a group with others before")
+        there = [row["host"] for row in rows if row["group"]]
+        _refuse(client, there, "joined a group with others before")
     if awake := [row["host"] for row in rows if row["awake"]]:
-        _refuse(awake, "used JAX alone already, and its devices can't be joined any more")
+        _refuse(client, awake, "used JAX alone already, and its devices can't be joined any more")
     answers = _call(client, rows, _meeting_point(client, rows, port), timeout, heartbeat)
     pairs = zip(answers, rows, strict=True)
     after = Table([{**row, "engine": old["engine"]} for row, old in pairs])
     seen = {row["devices"][1] for row in after.rows}
     if seen != {sum(row["devices"][0] for row in after.rows)}:
-        raise InputError(f"the hosts see different devices; restart them and join again.\n{after}")
+        raise InputError(f"the hosts see different devices; {client.anew}.\n{after}")
     return after
 
 
-def _refuse(hosts: list[str], why: str) -> None:
-    raise InputError(f"{', '.join(hosts)} {why}; cluster.restart(client) gives new processes.")
+def _refuse(client: Client, hosts: list[str], why: str) -> None:
+    raise InputError(f"{', '.join(hosts)} {why}; for new processes, {client.anew}.")
 
 
 def _meeting_point(client: Client, rows: list[dict[str, Any]], port: int | None) -> str:
@@ -129,6 +130,6 @@ def _call(
         said = "; ".join(f"{host}: {why}" for host, why in bad.items())
         raise InputError(
             f"the hosts did not meet at {place} ({said}); see that they reach each other there, "
-            "then cluster.restart(client) and join again."
+            f"then {client.anew}."
         )
     return answers

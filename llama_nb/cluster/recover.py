@@ -103,7 +103,10 @@ def restart(client: Client, command: Sequence[str] | None = None, *, timeout: fl
     """
     folder = folder_of(client.file)
     if command is None and folder is None:
-        raise InputError("say what restarts these engines: restart(client, [COMMAND, ...]).")
+        raise InputError(
+            f"these engines were not started here: {client.anew}; or say what restarts them, "
+            "restart(client, [COMMAND, ...])."
+        )
     if client.local and engine.facts()["group"] is not None:
         raise InputError(
             "this notebook's process belongs to the group that is to be left: restart the engines "

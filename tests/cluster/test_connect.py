@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +15,7 @@ pytest.importorskip("ipyparallel")
 from llama_nb import cluster
 from llama_nb.cluster import local
 from llama_nb.cluster.__main__ import main
+from llama_nb.cluster.join import _refuse
 from llama_nb.cluster.table import MismatchError, Table
 from llama_nb.errors import CorruptFileError, InputError, MissingFileError
 
@@ -102,6 +105,24 @@ def test_hosts_that_do_not():
         {**ROW, "host": "b", "engine": 1, "python": "3.11.9"},
     ]
     Table([*rows, {"host": "c", "engine": 2, "busy": True}]).check()
+
+
+def test_what_restarts_engines_depends_on_where_they_are(tmp_path):
+    """This machine's cluster can do it itself; a pod's engines are restarted over ssh."""
+    here, pod = tmp_path / "here", tmp_path / "pod/controller"
+    for folder in (here, pod):
+        folder.mkdir(parents=True)
+    (here / "cluster.json").write_text("{}")
+    told = [
+        cluster.Client.anew.fget(SimpleNamespace(file=local.client_file(folder)))
+        for folder in (here, pod)
+    ]
+    assert [text.split()[1] for text in told] == ["cluster.restart(client)", "cluster/tpu.sh"]
+    for text in told:
+        with pytest.raises(
+            InputError, match=rf"^b was late; for new processes, {re.escape(text)}\.$"
+        ):
+            _refuse(SimpleNamespace(anew=text), ["b"], "was late")
 
 
 def test_connecting_does_not_wake_jax():
