@@ -54,6 +54,21 @@ on() {
 put() { tpu tpu-vm scp "$2" "$NAME:$3" "--worker=$1" "${ssh_flags[@]}" --scp-flag=-p </dev/null; }
 get() { tpu tpu-vm scp "$NAME:$2" "$3" "--worker=$1" "${ssh_flags[@]}" --scp-flag=-p </dev/null; }
 
+# gcloud makes your key at its first connection, and gives it to the pod at the first to each pod.
+# Two that do so at once are in each other's way.
+acquainted() {
+  [ -f "$HOME/.ssh/google_compute_engine" ] &&
+    [ "$(cat "$local_folder/acquainted" 2>/dev/null)" = "$PROJECT $ZONE ${addresses[*]}" ]
+}
+
+acquaint() {
+  (umask 077 && mkdir -p "$local_folder") # other secrets come here, too
+  printf '%s\n' "$PROJECT $ZONE ${addresses[*]}" >"$local_folder/acquainted"
+}
+
+# Another pod may get the same name and the same addresses.
+forget() { [ -n "$DRY_RUN" ] || rm -f "$local_folder/acquainted"; }
+
 forward() {
   tpu tpu-vm ssh "$NAME" --worker=0 "${ssh_flags[@]}" -- \
     -N -o ExitOnForwardFailure=yes -L "127.0.0.1:$1:127.0.0.1:${PORT:-8888}"
@@ -108,6 +123,7 @@ verb_create() {
   local extra
   options
   absent tpu-vm || { say "$NAME is there already." && return; }
+  forget
   note "if it is not there yet"
   tpu tpu-vm create "$NAME" "${extra[@]}" "--version=$VERSION"
 }
@@ -117,6 +133,7 @@ verb_queue() {
   options
   if [ -n "${UNTIL:-}" ]; then extra+=("--valid-until-duration=$UNTIL"); fi
   absent queued-resources || { say "$NAME is in the queue already." && return; }
+  forget
   note "if it is not in the queue yet"
   tpu queued-resources create "$NAME" "--node-id=$NAME" "${extra[@]}" "--runtime-version=$VERSION"
 }
@@ -149,6 +166,7 @@ verb_delete() {
     read -r -p "Give back $NAME, with everything on its disks? (yes/no) " answer
     [ "$answer" = yes ] || die "Nothing was deleted."
   fi
+  forget
   if there queued-resources; then
     found=1
     note "if its request is there"

@@ -5,6 +5,7 @@
 #   on WORKER COMMAND...      run a command on a worker
 #   put WORKER FILE PATH      copy a file to a worker;  get WORKER PATH FILE  and from it
 #   find_workers              set `addresses`, the workers' private addresses
+#   acquainted                succeed when workers may be reached all at once;  acquaint  note that they may
 #   forward PORT              hold an ssh tunnel to worker 0 open;  sshfs_source FOLDER  names it for sshfs
 # Paths on workers are relative to the home folder, where ssh begins.
 
@@ -35,14 +36,16 @@ choose() {
 }
 
 # Run `FUNCTION WORKER ARGUMENTS...` for every chosen worker at once; lines come with their worker.
+# The first time the first worker goes alone.
 everywhere() {
-  local worker i code batch=() pids=() failed=''
+  local worker i code batch=() pids=() failed='' size=$PARALLEL
   if [ -n "$DRY_RUN" ]; then
     for worker in "${workers[@]}"; do "$1" "$worker" "${@:2}"; done
     return
   fi
+  acquainted || size=1
   for worker in "${workers[@]}" end; do
-    if [ "$worker" = end ] || [ "${#batch[@]}" -eq "$PARALLEL" ]; then
+    if [ "$worker" = end ] || [ "${#batch[@]}" -eq "$size" ]; then
       for ((i = 0; i < ${#batch[@]}; i++)); do
         code=0
         wait "${pids[i]}" || code=$?
@@ -52,7 +55,8 @@ everywhere() {
           *) failed="$failed${failed:+, }${batch[i]} (exit code $code)" ;;
         esac
       done
-      batch=() pids=()
+      [ "$size" = "$PARALLEL" ] || [ -n "$failed" ] || acquaint || :
+      batch=() pids=() size=$PARALLEL
     fi
     [ "$worker" != end ] || break
     ("$1" "$worker" "${@:2}" 2>&1 | awk -v worker="$worker" '{ print "[" worker "] " $0; fflush() }') &

@@ -279,6 +279,53 @@ def test_private_addresses(address, private):
     assert (done.returncode == 0) is private
 
 
+def test_the_first_worker_goes_alone_once_a_pod(tmp_path):
+    """The first connection makes the key and gives it to the pod: two at once would collide."""
+    tools, log, key = tmp_path / "bin", tmp_path / "log", tmp_path / ".ssh/google_compute_engine"
+    tools.mkdir()
+    key.parent.mkdir()
+    fake = tools / "gcloud"
+    fake.write_text(f"""#!/bin/bash
+case "$4" in
+  describe) echo "$FOUND" ;;
+  ssh)
+    echo come >>{log}
+    sleep 0.2
+    until [ "$(grep -c come {log})" -ge "$TOGETHER" ]; do sleep 0.02; done
+    touch {key}
+    echo gone >>{log}
+    exit "$CODE" ;;
+esac
+""")
+    fake.chmod(0o755)
+    place = {"HOME": str(tmp_path), "PATH": f"{tools}:{os.environ['PATH']}"}
+    place |= POD | {"FOUND": "10.0.0.2 10.0.0.3 10.0.0.4", "TOGETHER": "1", "CODE": "0"}
+
+    def ran(words, **change):
+        log.write_text("")
+        done = bash(f"cluster/tpu.sh {words}", **(place | change))
+        assert done.returncode == int((place | change)["CODE"]), done.stderr
+        return log.read_text().split()
+
+    def alone(**change):
+        found = ran("run hostname", **change)
+        return len(found) == 6 and found[:2] == ["come", "gone"]
+
+    def together(**change):  # or it would wait for ever
+        return len(ran("run hostname", TOGETHER="3", **change)) == 6
+
+    assert alone(CODE="1")
+    assert alone()  # it did not succeed before
+    assert together()
+    assert alone(FOUND="10.0.0.5 10.0.0.6 10.0.0.7")  # another pod of this name
+    assert ran("--worker 0 run hostname", NAME="other") == ["come", "gone"]
+    assert together(NAME="other")
+    key.unlink()
+    assert alone(NAME="other")
+    assert ran("create") == []
+    assert alone()
+
+
 def test_create_and_delete_find_what_is_there(tmp_path):
     """Twice created is once created; twice deleted is once deleted; a refusal is passed on."""
     tools, log = tmp_path / "bin", tmp_path / "log"

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 LAB = Path(os.environ["LAB"])
@@ -30,6 +31,22 @@ def stop(message: str):
     """End as gcloud does when it does not understand or does not find."""
     print(f"ERROR: (gcloud) {message}", file=sys.stderr)
     sys.exit(1)
+
+
+def acquaint(pod: str):
+    """Make the key and give it to the pod, where it is not yet; two at once are refused."""
+    folder = Path.home() / ".ssh"
+    for known in (folder / "google_compute_engine", LAB / f"knows-{pod}"):
+        known.parent.mkdir(exist_ok=True)
+        if known.exists():
+            continue
+        draft = known.with_name(f"{known.name}.draft")
+        try:
+            draft.touch(exist_ok=False)
+        except FileExistsError:
+            stop(f"{known} is being written by somebody else")
+        time.sleep(0.5)
+        draft.rename(known)
 
 
 def main(arguments: list[str]) -> int:
@@ -64,6 +81,7 @@ def main(arguments: list[str]) -> int:
         count, worker = len(pods[pod[0]]), int(flags["worker"])
         if worker >= count:
             stop(f"worker {worker} is not one of {count}")
+        acquaint(pod[0])
         host = pods[pod[0]][worker]
         options = ["-F", str(LAB / "ssh_config"), *flags.get("ssh-flag", "").split()]
         if action == "ssh":
@@ -78,6 +96,7 @@ def main(arguments: list[str]) -> int:
         if names[0] in state[kind]:
             stop("it exists already")
         workers = [f"10.77.0.1{n}" for n in range(int(os.environ.get("LAB_WORKERS", 3)))]
+        (LAB / f"knows-{names[0]}").unlink(missing_ok=True)
         pods[names[0]] = workers
         state[kind][names[0]] = workers
     elif names[0] not in state[kind]:
