@@ -97,4 +97,4 @@ def best_adapter(function: Callable[[np.ndarray, int], tuple]) -> Verdict:
             nearest = change @ vectors @ vectors.T
             yield f"a change of {inputs} x {outputs}, rank {rank}", (change, rank), nearest.tolist()
 
-    return run("best_adapter", product, cases(), atol=1e-6)
+    return run("best_adapter", product, cases(), atol=1e-4)

@@ -1,5 +1,6 @@
 """Numbers that prose quotes are those in `benchmarks/results`."""
 
+import importlib
 import json
 import re
 
@@ -79,7 +80,7 @@ def test_the_atlas_is_whole():
     assert ("llama3.1-405b", "v5e:8x8", 2048, "int8") in asked
 
 
-def test_chapter_14_says_what_fine_tuning_cost():
+def test_chapter_14_says_what_fine_tuning_cost(monkeypatch):
     tuned = result("fine_tune")
     base, cases = tuned["base"], {(c["way"], c["rate"]): c for c in tuned["cases"]}
     best = {
@@ -89,6 +90,13 @@ def test_chapter_14_says_what_fine_tuning_cost():
     assert all(c["held_loss"] < base["held_loss"] / 10 for c in best.values())
     assert all(c["json"] == len(base["answers"]) - 2 for c in best.values())
     assert best["lora-8"]["rate"] >= 30 * best["full"]["rate"]
+    monkeypatch.syspath_prepend(build.ROOT / "benchmarks")
+    fine_tune = importlib.import_module("fine_tune")
+    asked = fine_tune.from_notebook("HELD_OUT")
+    for case in (base, *cases.values()):
+        answers = case["answers"]
+        assert case["right"] == sum(fine_tune.names(answers[asks], said) for asks, said in asked)
+        assert case["json"] == sum(fine_tune.is_json(answers[asks]) for asks, _ in asked)
     # Full fine-tuning at its best rate forgets least; past the best, forgetting grows fast.
     assert best["full"]["bits_per_byte"] == min(c["bits_per_byte"] for c in best.values())
     assert cases["norms", 0.03]["bits_per_byte"] > 2 * base["bits_per_byte"]

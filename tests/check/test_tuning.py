@@ -85,6 +85,7 @@ def test_best_adapter():
         return b.T, a.T
 
     assert check.best_adapter(right)
+    assert check.best_adapter(lambda change, rank: right(change.astype(np.float32), rank))
     assert not check.best_adapter(first_rows)
     assert not check.best_adapter(unscaled)
     assert not check.best_adapter(turned)
