@@ -46,9 +46,15 @@ def test_every_matrix_is_int8_and_no_norm_is():
     assert quantize(small)["embed"] is small["embed"]
 
 
-def test_bytes_are_those_of_the_arrays():
-    small = quantize(params_of(Llama(TINY, rngs=nnx.Rngs(0))))
-    assert int8_bytes(TINY) == sum(leaf.nbytes for leaf in jax.tree.leaves(small))
+@pytest.mark.parametrize("config", [TINY, dataclasses.replace(TIED, num_layers=5)])
+def test_bytes_are_those_of_the_arrays(config):
+    small = quantize(params_of(Llama(config, rngs=nnx.Rngs(0))))
+    assert int8_bytes(config) == sum(leaf.nbytes for leaf in jax.tree.leaves(small))
+    deep = dataclasses.replace(config, num_layers=100_000)  # counted without building them
+    assert int8_bytes(deep) > 10_000 * int8_bytes(config)
+
+
+def test_bytes_of_8b():
     # Half of bfloat16's 16.06 GB, and 7 MB of scales and norms.
     assert int8_bytes(presets.get("llama3.1-8b")) == pytest.approx(8.0376e9, rel=1e-4)
 
