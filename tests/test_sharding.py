@@ -24,6 +24,7 @@ from llama_nb.model import with_params
 from llama_nb.packed import Packed
 from llama_nb.quantize import quantize
 from llama_nb.session import Session
+from tests.spies import counted
 
 TINY = presets.get("tiny")
 
@@ -126,19 +127,6 @@ def test_generation_on_a_mesh_is_generation(folder, mesh, strategy, quant):
         found.append((np.asarray(logits), np.stack(list(session.tokens(logits, 8)))))
     np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-4)
     np.testing.assert_array_equal(found[0][1], found[1][1])
-
-
-def counted(checkpoint):
-    """Return a list that grows by the size of every part that is read from now on."""
-    read, sizes = checkpoint.read, []
-
-    def spy(entry, index=None):
-        values = read(entry, index)
-        sizes.append(values.size)
-        return values
-
-    checkpoint.read = spy
-    return sizes
 
 
 def test_a_part_that_several_devices_keep_is_read_once(folder, mesh):

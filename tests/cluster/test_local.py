@@ -3,6 +3,7 @@
 Tests of one module share a cluster; those that break it come last.
 """
 
+import inspect
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from llama_nb.cluster.table import MismatchError
 from llama_nb.errors import InputError
 from llama_nb.model import with_params
 from llama_nb.session import Session
+from tests.spies import counted
 
 psutil = pytest.importorskip("psutil")
 pytestmark = pytest.mark.skipif(
@@ -115,16 +117,10 @@ from llama_nb import sharding
 from llama_nb.checkpoint import load_params, open_checkpoint
 from llama_nb.model import with_params
 from llama_nb.session import Session
+from tests.spies import counted
 
 checkpoint = open_checkpoint(path)
-read, sizes = checkpoint.read, []
-
-def spy(entry, index=None):
-    values = read(entry, index)
-    sizes.append(values.size)
-    return values
-
-checkpoint.read = spy
+sizes = counted(checkpoint)
 mesh = sharding.make_mesh(tuple(shape))
 places = sharding.param_shardings(checkpoint.config, mesh, strategy)
 params = load_params(checkpoint, shardings=places)
@@ -142,7 +138,7 @@ def test_two_hosts_write_what_one_does(joined, run, write_model, tmp_path, shape
     session = Session(with_params(TINY, load_params(open_checkpoint(path))), 64)
     expected = np.stack(list(session.tokens(session.feed(PROMPTS), 8)))
     names = {"path": str(path), "shape": shape, "strategy": strategy, "prompts": PROMPTS}
-    (tokens, size), (others, other_size) = run(GENERATE, **names)
+    (tokens, size), (others, other_size) = run(inspect.getsource(counted) + GENERATE, **names)
     np.testing.assert_array_equal(tokens, expected)
     np.testing.assert_array_equal(others, expected)
     if strategy == "fsdp":  # Nothing is kept twice, so together they read the file once.
