@@ -29,7 +29,7 @@ SITE = ROOT / "_build" / "html"
 CELL_TIMEOUT = 600  # seconds
 ENVIRONMENT = dict(os.environ)  # as found: importing JAX, for one, adds variables later
 # What a notebook may read besides itself, and the packages whose version shows in its outputs.
-DEPENDS = ("llama_nb/**/*.py", "cluster/**/*", "benchmarks/**/*.py", "benchmarks/results/*.json")
+DEPENDS = ("llama_nb/**/*.py", "cluster/**/*", "benchmarks/**/*.py", "benchmarks/results/**/*.json")
 RELEVANT = ("JAX_", "XLA_", "LIBTPU_", "LLAMA_NB_8B")  # variables that change outputs
 PACKAGES = (
     "jax",
