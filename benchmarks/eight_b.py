@@ -26,7 +26,7 @@ from typing import Any
 
 import machine
 
-from llama_nb import devices, presets, roofline
+from llama_nb import devices, hardware, presets, roofline
 from llama_nb.config import LlamaConfig
 
 DIFFER = 0.05  # of the largest logit: what bfloat16 may change
@@ -208,7 +208,7 @@ def rates() -> dict[str, Any]:
     dtype, side = (jnp.float32, 1024) if small else (jnp.bfloat16, 8192)
     square = jax.random.normal(jax.random.key(0), (side, side), dtype)
     product = jax.jit(jnp.matmul)
-    seconds = roofline.best_seconds(lambda: product(square, square), 11)
+    seconds = hardware.best_seconds(lambda: product(square, square), 11)
     return {
         "device": jax.devices()[0].device_kind,
         "copy_gb_s": copy_bandwidth(2**26 if small else 2**30) / 1e9,

@@ -24,7 +24,16 @@ PAGES = {
     "api_files": ("checkpoint", "quantize", "assets", "download", "sources"),
     "api_learning": ("data", "train"),
     "api_devices": ("sharding", "tensor_parallel", "pod", "cluster"),
-    "api_cost": ("roofline", "placement", "calculator", "topology", "answers", "hlo", "aot"),
+    "api_cost": (
+        "roofline",
+        "hardware",
+        "placement",
+        "calculator",
+        "topology",
+        "answers",
+        "hlo",
+        "aot",
+    ),
     "api_check": ("check",),
     "api_tools": (),
 }

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from llama_nb import presets, roofline
+from llama_nb import hardware, presets, roofline
 
 MODELS = ("smollm2-135m", "llama3.2-1b", "llama3.2-3b", "llama2-7b", "llama3.1-8b")
 MODELS += ("llama3.1-70b", "llama3.1-405b")
@@ -47,7 +47,7 @@ def html(names: Iterable[str] = MODELS, element: str = "llama-nb-calculator") ->
     """
     chips = {
         name: {"flops": chip.flops, "bandwidth": chip.bandwidth, "capacity": chip.capacity}
-        for name, chip in roofline.CHIPS.items()
+        for name, chip in hardware.CHIPS.items()
     }
     data = json.dumps({"models": table(names), "chips": chips}, separators=(",", ":"))
     return _PAGE.replace("ELEMENT", element).replace("DATA", data)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from llama_nb import roofline, sharding
+from llama_nb import hardware, sharding
 from llama_nb.config import LlamaConfig
 from llama_nb.errors import InputError
 from llama_nb.quantize import int8_bytes
@@ -93,7 +93,7 @@ def look() -> Machine:
     return Machine(
         kind=jax.default_backend(),
         count=jax.local_device_count(),
-        memory=roofline.memory_bytes(first),
+        memory=hardware.memory_bytes(first),
         name=first.device_kind,
     )
 

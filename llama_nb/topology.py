@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh
 from llama_nb import compat
 from llama_nb.devices import has_accelerator
 from llama_nb.errors import InputError
-from llama_nb.roofline import CHIPS, Chip
+from llama_nb.hardware import CHIPS, Chip
 
 _GIB = 2**30
 _NOWHERE = {
@@ -34,7 +34,7 @@ class Kind:
     Attributes
     ----------
     chip
-        As in `roofline.CHIPS`.
+        As in `hardware.CHIPS`.
     clock
         Cycles per second. Makers don't print it; it is the peak over what the matrix units of a
         chip do in a cycle (2 x 128^2 x 4 on v5e, x 8 on v4 and v5p; 2 x 256^2 x 4 on v6e, x 8 on

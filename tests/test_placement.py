@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from llama_nb import placement, presets, roofline
+from llama_nb import hardware, placement, presets
 from llama_nb.errors import InputError
 from llama_nb.placement import Machine, place
 
@@ -76,18 +76,5 @@ def test_a_plan_says_how_to_load():
 def test_what_is_seen_here():
     machine = placement.look()
     assert (machine.kind, machine.count) == ("cpu", jax.local_device_count())
-    assert machine.memory == roofline.memory_bytes() > GIB
+    assert machine.memory == hardware.memory_bytes() > GIB
     assert f"{machine.memory / 1e9:.1f} GB in all" in str(machine)
-
-
-class Device:
-    def __init__(self, kind, stats=None):
-        self.device_kind, self._stats = kind, stats
-
-    def memory_stats(self):
-        return self._stats
-
-
-def test_memory_is_what_the_allocator_may_take_else_what_the_maker_says():
-    assert roofline.memory_bytes(Device("TPU v5 lite", {"bytes_limit": 5})) == 5
-    assert roofline.memory_bytes(Device("TPU v5 lite")) == roofline.CHIPS["TPU v5e"].capacity

@@ -1,7 +1,5 @@
 """The counts against XLA's own, the floors against published measurements."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -158,13 +156,6 @@ def test_an_op_takes_the_longer_of_its_two_times():
     assert Op("above", flops=100, weights=4).intensity == 25
 
 
-def test_chips_say_where_their_numbers_are_from():
-    for name, chip in CHIPS.items():
-        assert chip.name == name
-        assert chip.source.startswith("https://")
-        assert 100 < chip.ridge < 700
-
-
 def test_impossible_steps():
     with pytest.raises(InputError, match="part of the context"):
         Step(1, 8, 4)
@@ -172,11 +163,3 @@ def test_impossible_steps():
         decode(0, 4)
     with pytest.raises(InputError, match="at least 1"):
         floor(presets.get("tiny"), decode(1, 4), CHIPS["H100"], chips=0)
-
-
-def test_measure_finds_sensible_numbers():
-    machine = roofline.measure(repeats=1)
-    assert 1e8 < machine.bandwidth < 1e13
-    assert 1e9 < machine.flops < 1e16
-    assert machine.capacity > 1e8 or math.isnan(machine.capacity)
-    assert "measured" in machine.source

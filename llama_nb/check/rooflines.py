@@ -5,7 +5,7 @@ from collections.abc import Callable
 from llama_nb import presets, roofline
 from llama_nb.check.compare import Verdict, run
 from llama_nb.config import LlamaConfig
-from llama_nb.roofline import CHIPS, Chip
+from llama_nb.hardware import CHIPS, Chip
 
 
 def product_intensity(function: Callable[[int, int, int, int], float]) -> Verdict:

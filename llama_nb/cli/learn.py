@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from llama_nb.config import LlamaConfig
-    from llama_nb.roofline import Chip
+    from llama_nb.hardware import Chip
     from llama_nb.tokenizer import Tokenizer
     from llama_nb.train import Score
     from llama_nb.train.run import Run, Settings
@@ -97,7 +97,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from llama_nb import data, roofline, sharding
+    from llama_nb import data, hardware, sharding
     from llama_nb.checkpoint.save import save
     from llama_nb.loading import keep_compiled_programs
     from llama_nb.train import folder
@@ -124,7 +124,7 @@ def _train(options: argparse.Namespace) -> None:
         start=start,
         tune=tune,
         held=None if held is None else tokenize(_first(held, _HELD), tokenizer),
-        peak_flops=_peak(roofline.here(), mesh),
+        peak_flops=_peak(hardware.here(), mesh),
     )
     print(_summary(run, tokenizer), file=sys.stderr)
     _go(run)
