@@ -4,12 +4,13 @@ A chapter asks by name: `ask = TpuCompiler("19")`, and then `ask("bytes", comput
 book.record` runs the chapters and keeps the answers in `benchmarks/results/compiler`.
 """
 
-import importlib.metadata
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from llama_nb import results, topology
 from llama_nb.errors import InputError
@@ -38,7 +39,7 @@ class TpuCompiler:
             print(error)
         else:
             self.here = True
-            print(f"the TPU compiler is here, libtpu {importlib.metadata.version('libtpu')}")
+            print(f"the TPU compiler is here, libtpu {_versions()['libtpu']}")
 
     def __call__(self, question: str, compute: Callable[[], Any], *, slow: bool = False) -> Any:
         """Return what `compute` returns, or without a compiler what it returned when recorded.
@@ -76,10 +77,15 @@ class TpuCompiler:
         return answers[question]
 
     def _write(self, folder: Path) -> None:
-        versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu")}
         path = folder / f"{self._name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        head = "".join(f"{json.dumps(name)}: {json.dumps(v)},\n" for name, v in versions.items())
+        head = "".join(f"{json.dumps(name)}: {json.dumps(v)},\n" for name, v in _versions().items())
         rows = [f"{json.dumps(name)}: {json.dumps(answer)}" for name, answer in self._new.items()]
         text = "{\n" + head + '"answers": {\n' + ",\n".join(rows) + "\n}}\n"  # an answer a line
         path.write_text(text, encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    import libtpu
+
+    return {"jax": jax.__version__, "libtpu": libtpu.__version__}

@@ -37,7 +37,8 @@ def test_a_notebook_finds_the_checkout_that_it_lies_in(elsewhere):
     assert results.recorded("speed") == {"tokens": 3}
 
 
-def test_without_a_checkout_it_is_read_from_the_repository(elsewhere, monkeypatch):
+@pytest.mark.parametrize("name", ["speed", "compiler/19"])
+def test_without_a_checkout_it_is_read_from_the_repository(elsewhere, monkeypatch, name):
     asked = []
 
     def answer(url, timeout):
@@ -45,10 +46,10 @@ def test_without_a_checkout_it_is_read_from_the_repository(elsewhere, monkeypatc
         return io.BytesIO(b'{"tokens": 4}')
 
     monkeypatch.setattr(results.urllib.request, "urlopen", answer)
-    assert results.recorded("speed") == {"tokens": 4}
+    assert results.recorded(name) == {"tokens": 4}
     home, branch = strip.repository()
     raw = home.replace("github.com", "raw.githubusercontent.com")
-    assert asked == [f"{raw}/{branch}/benchmarks/results/speed.json"]
+    assert asked == [f"{raw}/{branch}/benchmarks/results/{name}.json"]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_the_chapter_prints_what_a_dry_run_prints():
     tree = ast.parse(source)
     kept = [node for node in tree.body if getattr(node, "name", "") == "fold"]
     kept += [node for node in tree.body if ast.unparse(node).startswith("POD =")]
-    names = {}
+    names = {"re": re}
     exec(compile(ast.Module(kept, []), "26_pod", "exec"), names)
     verbs = []
     for (words, *script), change in chapter_recipes():
