@@ -21,7 +21,7 @@ PAGES = {
         *("tokenizer", "tokenizer_files", "byte_pairs", "sentence_pieces", "chat", "sampling"),
         *("steps", "session", "loading", "generation", "perplexity"),
     ),
-    "api_files": ("checkpoint", "quantize", "assets", "download", "sources"),
+    "api_files": ("checkpoint", "quantize", "gguf_reader", "assets", "download", "sources"),
     "api_learning": ("data", "train"),
     "api_devices": ("sharding", "tensor_parallel", "pod", "cluster"),
     "api_cost": (

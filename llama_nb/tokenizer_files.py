@@ -7,12 +7,8 @@ from typing import Any
 
 from llama_nb import byte_pairs, sentence_pieces
 from llama_nb.config_files import read_json
-from llama_nb.errors import (
-    CorruptFileError,
-    InputError,
-    MissingDependencyError,
-    MissingFileError,
-)
+from llama_nb.errors import CorruptFileError, InputError, MissingFileError
+from llama_nb.gguf_reader import gguf_reader
 
 # A model may end its turn with any of these; fine-tunes disagree on which, so all stop it.
 _STOPS = (
@@ -142,11 +138,7 @@ def read_gguf(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def read_gguf_metadata(path: Path) -> dict[str, Any]:
     """Return the metadata of a GGUF file as plain Python values."""
     try:
-        import gguf
-    except ImportError:
-        raise MissingDependencyError(f"{path}: install 'gguf' to read it.") from None
-    try:
-        fields = gguf.GGUFReader(path).fields
+        fields = gguf_reader(path).fields
         return {name: field.contents() for name, field in fields.items()}
     except (ValueError, IndexError, KeyError) as error:
         raise CorruptFileError(

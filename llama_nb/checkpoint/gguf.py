@@ -8,7 +8,13 @@ import numpy as np
 from llama_nb.checkpoint.base import Checkpoint
 from llama_nb.checkpoint.names import Entry
 from llama_nb.config_files import from_gguf
-from llama_nb.errors import CorruptFileError, InputError, MissingFileError
+from llama_nb.errors import (
+    CorruptFileError,
+    InputError,
+    MissingDependencyError,
+    MissingFileError,
+)
+from llama_nb.gguf_reader import gguf_reader
 
 _ROPE_FACTORS = "rope_freqs.weight"
 
@@ -25,8 +31,6 @@ class GGUFCheckpoint(Checkpoint):
     interleaved = True  # llama.cpp keeps Meta's pairs, also of models converted from elsewhere.
 
     def __init__(self, path: str | Path):
-        import gguf
-
         self.path = Path(path)
         if not self.path.is_file():
             raise MissingFileError(f"there is no file {self.path}.")
@@ -36,7 +40,9 @@ class GGUFCheckpoint(Checkpoint):
                     f"{self.path} is not a GGUF file: it doesn't begin with 'GGUF'."
                 )
         try:
-            reader = gguf.GGUFReader(self.path)
+            reader = gguf_reader(self.path)
+        except MissingDependencyError:
+            raise
         except Exception as error:  # The reader meets a bad file with whatever NumPy raises.
             raise CorruptFileError(
                 f"{self.path} is damaged or cut short ({error}); fetch it again."
