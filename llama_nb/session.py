@@ -106,7 +106,8 @@ class Session:
         logits, done = None, 0
         while done < longest:
             room = self.slots - self.used
-            size = bucket(longest - done, MIN_BUCKET)
+            # One token at a time is how a reader's own loop decodes: no padding for it.
+            size = 1 if longest == 1 else bucket(longest - done, MIN_BUCKET)
             if size > room:
                 size = 1 << (room.bit_length() - 1)
             count = min(size, longest - done)
