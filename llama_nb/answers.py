@@ -1,7 +1,7 @@
 """What the TPU compiler says in a chapter, or what it said before, where there is none.
 
-A chapter asks by name: `ask = TpuCompiler("19")`, and then `ask("bytes", compute)`. `python -m
-book.record` runs the chapters and keeps the answers in `benchmarks/results/compiler`.
+A chapter asks by name: `ask = TpuCompiler("19")`, and then `ask("bytes", compute)`. The answers in
+`benchmarks/results/compiler` are kept by `python -m book.record`, which runs the chapters.
 """
 
 import json

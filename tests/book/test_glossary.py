@@ -46,3 +46,15 @@ def test_links_lead_to_terms():
     assert len(found) >= 25
     assert {target for _, target in found} <= {terms.slug(term) for term, _ in ENTRIES}
     assert len(found) == len(set(found)), "a page links a term once"
+
+
+def test_every_term_is_linked_no_later_than_where_it_is_built():
+    first = {}
+    for page, target in links():
+        first[target] = min(first.get(target, "99"), page[:2] if page[0].isdigit() else "")
+    late = {}
+    for term, body in ENTRIES:
+        builder = re.search(r"\[Chapter (\d\d)\]", body)[1]
+        if (found := first.get(terms.slug(term), "nowhere")) > builder:
+            late[term] = f"linked first in {found}, built in {builder}"
+    assert not late
