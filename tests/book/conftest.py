@@ -33,11 +33,16 @@ LOOK = """() => { const columns = pre => {
     pen.font = `${style.fontSize} ${style.fontFamily}`;
     const room = pre.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
     return room > 0 ? Math.floor(room / pen.measureText('0').width) : 999;  // hidden: no room
-}; return {
+}; const notes = [...document.querySelectorAll('.bd-article .margin')]
+    .map(note => note.getBoundingClientRect());
+const cover = (a, b) => a.top < b.bottom && b.top < a.bottom
+    && a.left < b.right && b.left < a.right;
+return {
     math: document.querySelectorAll('.math').length,
     drawn: document.querySelectorAll('.math mjx-container').length,
     wrong: [...document.querySelectorAll('mjx-merror')].map(e => e.title),
     unseen: [...document.images].filter(e => !e.naturalWidth).map(e => e.src),
+    covered: notes.filter((a, i) => notes.slice(i + 1).some(b => cover(a, b))).length,
     columns: Math.min(...[...document.querySelectorAll('div.cell_input pre')].map(columns)),
 }}"""
 # How wide a page is; notes in the margin count, which the theme would cut off.

@@ -38,6 +38,10 @@ def test_images_are_shown(seen):
     assert not seen.look["unseen"]
 
 
+def test_no_note_in_the_margin_covers_another(seen):
+    assert not seen.look["covered"]
+
+
 def test_page_is_no_wider_than_the_screen(seen):
     for width, needed in seen.widths.items():
         assert needed <= width, f"{needed} px wide on a screen of {width}"
