@@ -16,7 +16,7 @@ from jax.sharding import AxisType, PartitionSpec, SingleDeviceSharding
 from llama_nb import topology
 from llama_nb.errors import InputError
 from llama_nb.kernels import flash, flash_gpu, flash_tpu
-from tests.marks import compiles
+from tests.marks import compiles, slow
 
 TOLERANCE = {"float32": 3e-6, "bfloat16": 0.03}  # of values around 1; bfloat16 keeps 8 bits
 
@@ -166,7 +166,7 @@ def test_inside_shard_map():
 
 
 @compiles
-@pytest.mark.parametrize("name", ["v5e:1x1", "v6e:1x1", "v5p:2x2x1", "tpu7x:2x2x1"])
+@pytest.mark.parametrize("name", ["v5e:1x1", *slow("v6e:1x1", "v5p:2x2x1", "tpu7x:2x2x1")])
 def test_compiles_for_a_tpu(name):
     try:
         device = topology.get(name).devices[0]

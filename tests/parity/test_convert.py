@@ -256,6 +256,7 @@ def extras(source, folder):
     (folder / "config.json").write_text(json.dumps(to_hf(checkpoint.config) | made.token_ids))
 
 
+@pytest.mark.slow
 def test_smollm2s_tokenizer(transformers, smollm2_path, smollm2, tmp_path):
     extras(smollm2_path, tmp_path)
     reference = same_ids(transformers, tmp_path, smollm2.tokenizer)
@@ -297,6 +298,7 @@ def test_a_tokenizer_of_llama_2s_kind(transformers, tmp_path, prefix):
     same_conversations(reference, original)
 
 
+@pytest.mark.slow
 def test_llama3s_tokenizer(transformers, tmp_path):
     import shutil
 

@@ -23,7 +23,8 @@ from llama_nb.errors import DownloadError
 from llama_nb.tokenizer import load
 from llama_nb.tokenizer_files import llama3_special_names
 
-pytestmark = pytest.mark.parity
+# There is no JAX in it: one environment is enough.
+pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
 FRAGMENTS = [
     *("Hello world", " Hello", "I'll", "we'RE", "'S", "they’d've", "'s't'll", "x'ſ", "don''t"),
