@@ -6,6 +6,7 @@ A chapter asks by name: `ask = TpuCompiler("19")`, and then `ask("bytes", comput
 
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from llama_nb.errors import InputError
 
 FOLDER = "compiler"  # of `results.PLACE`
 RECORD = "LLAMA_NB_RECORD"  # names a folder: write all answers there
+# In a program's text as JSON: the files and lines of whoever compiled it.
+_PLACES = re.compile(r"FileNames\\n.*?StackFrames\\n(?:\d+ \{[^}]*\}\\n)*")
 
 
 class TpuCompiler:
@@ -82,7 +85,7 @@ class TpuCompiler:
         head = "".join(f"{json.dumps(name)}: {json.dumps(v)},\n" for name, v in _versions().items())
         rows = [f"{json.dumps(name)}: {json.dumps(answer)}" for name, answer in self._new.items()]
         text = "{\n" + head + '"answers": {\n' + ",\n".join(rows) + "\n}}\n"  # an answer a line
-        path.write_text(text, encoding="utf-8")
+        path.write_text(_PLACES.sub("", text), encoding="utf-8")
 
 
 def _versions() -> dict[str, str]:

@@ -101,3 +101,18 @@ def test_every_question_of_a_chapter_was_recorded(number):
 def test_no_recording_is_left_over():
     kept = {path.stem for path in (ROOT / results.PLACE / answers.FOLDER).iterdir()}
     assert kept == set(CHAPTERS)
+
+
+def test_no_recording_says_where_it_was_made():
+    for path in (ROOT / "benchmarks/results/compiler").glob("*.json"):
+        assert not re.search(r"FileNames|site-packages|ipykernel", path.read_text()), path.name
+
+
+def test_a_programs_places_are_left_out(tmp_path, monkeypatch):
+    if not (ask := answers.TpuCompiler("19")).here:
+        pytest.skip("no TPU compiler")
+    monkeypatch.setenv(answers.RECORD, str(tmp_path))
+    text = 'HloModule a\n\nFileNames\n1 "/home/me/a.py"\n\nStackFrames\n1 {file=1}\n\n\nENTRY'
+    ask("program", lambda: text)
+    (path,) = tmp_path.rglob("19.json")
+    assert json.loads(path.read_text())["answers"] == {"program": "HloModule a\n\n\n\nENTRY"}
