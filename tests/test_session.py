@@ -157,6 +157,21 @@ def test_few_programs_serve_all_lengths(model):
     assert sessions.prefill._cache_size() == before
 
 
+def test_one_token_by_itself_is_not_padded(model, monkeypatch):
+    shapes, extend = [], sessions.extend
+
+    def watched(params, cache, tokens, count, **options):
+        shapes.append(tokens.shape)
+        return extend(params, cache, tokens, count, **options)
+
+    monkeypatch.setattr(sessions, "extend", watched)
+    session = Session(model, 64)
+    session.feed([_prompt(4)])
+    for length in (1, 2, 1):
+        session.feed([_prompt(length)])
+    assert shapes == [(1, 1), (1, sessions.MIN_BUCKET), (1, 1)]
+
+
 def test_the_cache_is_donated(model):
     session = Session(model, 64)
     logits = session.feed([_prompt(4)])
