@@ -20,12 +20,12 @@ BASE := $(shell for p in $(CANDIDATES); do \
 	2>/dev/null && break; done)
 
 SELECT := -m "$(if $(SITE),site,not site and not notebook$(if $(FAST), and not slow))"
-# As many tests at a time as there are cores; notebooks one by one, as they measure this machine.
+# As many tests at a time as there are cores; for notebooks, book/notebooks.py decides that.
 WORKERS := -n logical --maxprocesses 4 --dist worksteal
 NONE    := $(if $(PYTEST_ARGS),|| test $$? = 5)  # PYTEST_ARGS may choose tests of one kind only
 
 UV  := $(shell command -v uv 2>/dev/null)
-PIP  = $(if $(UV),uv pip install --quiet --python $(BIN)/python,PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet)
+PIP  = $(if $(UV),uv pip install --quiet --python $(BIN)/python,PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-compile)
 C    = $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: help book test lab serve lint bench cluster cluster-stop clean FORCE
@@ -48,7 +48,7 @@ help:
 book: $(VENV)/.book
 	$(BIN)/python -m book.build
 
-test: $(VENV)/.dev
+test: $(VENV)/$(if $(FAST)$(SITE),.dev,.reference)
 	$(BIN)/python -m pytest $(SELECT) $(WORKERS) $(PYTEST_ARGS) $(NONE)
 	$(if $(FAST)$(SITE),,$(BIN)/python -m pytest -m notebook $(PYTEST_ARGS) $(NONE))
 
@@ -67,7 +67,7 @@ lint: $(VENV)/.dev
 	@if command -v shellcheck >/dev/null; then shellcheck .ci/run $(wildcard cluster/*.sh); \
 	else echo "shellcheck is not installed: shell scripts were not checked."; fi
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.reference
 	@for script in $(filter-out $(addprefix benchmarks/,machine.py eight_b_weights.py eight_b_parties.py eight_b_jax_ml.py load_8b.py atlas.py train_small.py train_ablations.py fine_tune.py),$(wildcard benchmarks/*.py)); do echo "== $$script"; \
 	$(BIN)/python "$$script" || exit 1; done
 
@@ -99,6 +99,11 @@ $(VENV)/.dev: $(VENV)/.python requirements.txt requirements-dev.txt pyproject.to
 	@echo "Installing what the tests need (once; a few minutes) ..."
 	@$(PIP) $(C) -r requirements-dev.txt
 	@touch $@ $(VENV)/.book
+
+$(VENV)/.reference: $(VENV)/.python requirements.txt requirements-dev.txt requirements-reference.txt pyproject.toml $(CONSTRAINTS)
+	@echo "Installing what the tests and the references need (once; a few minutes) ..."
+	@$(PIP) $(C) -r requirements-reference.txt
+	@touch $@ $(VENV)/.dev $(VENV)/.book
 
 $(VENV)/.lab: $(VENV)/.book
 	@$(PIP) $(C) jupyterlab

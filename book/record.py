@@ -9,16 +9,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from book import build
+from book import notebooks
+from book.strip import NOTEBOOKS, ROOT
 from llama_nb.answers import FOLDER, RECORD
 from llama_nb.results import PLACE
 
-KEPT = build.ROOT / PLACE / FOLDER
+KEPT = ROOT / PLACE / FOLDER
 
 
 def chapters() -> dict[str, Path]:
     """Return the notebooks that ask the compiler, by number."""
-    paths = sorted(build.NOTEBOOKS.glob("*.ipynb"))
+    paths = sorted(NOTEBOOKS.glob("*.ipynb"))
     asking = [path for path in paths if "TpuCompiler(" in path.read_text(encoding="utf-8")]
     return {path.name.partition("_")[0]: path for path in asking}
 
@@ -27,8 +28,8 @@ def record(number: str, path: Path) -> None:
     """Run a chapter, and then replace its answers."""
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LLAMA_NB_CACHE"] = folder  # this process's: what was executed before is no use
-        build.ENVIRONMENT[RECORD] = folder
-        build.execute(path)
+        notebooks.ENVIRONMENT[RECORD] = folder
+        notebooks.execute(path)
         new = (Path(folder) / FOLDER / f"{number}.json").read_bytes()
     KEPT.mkdir(exist_ok=True)
     draft = KEPT / f"{number}.{os.getpid()}"

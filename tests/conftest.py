@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from book import build  # noqa: F401  (first: it notes the environment for the notebooks' kernels)
+from book import notebooks  # noqa: F401  (first: it notes the environment for the notebooks' kernels)
 from llama_nb import devices
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -3,7 +3,7 @@
 import nbformat
 import pytest
 
-from book import build, strip
+from book import build, notebooks, strip
 
 new = nbformat.v4
 
@@ -50,31 +50,31 @@ def test_normalize_replaces_an_old_badge_and_setup():
 def test_execute_runs_once_and_keys_by_source(tmp_path, cache):
     ran = tmp_path / "ran"
     path = write(tmp_path / "a.ipynb", f"print(1, file=open({str(ran)!r}, 'a')); 6 * 7")
-    first = build.execute(path)
+    first = notebooks.execute(path)
     assert first.cells[0].outputs[0].data["text/plain"] == "42"
     assert first.metadata["llama_nb"]["seconds"] > 0
-    assert build.execute(path) == first
+    assert notebooks.execute(path) == first
     assert ran.read_text() == "1\n"
     assert len(list(cache.iterdir())) == 1
-    before = build.key(path)
+    before = notebooks.key(path)
     write(path, "6 * 8")
-    assert build.key(path) != before
+    assert notebooks.key(path) != before
 
 
 @pytest.mark.slow
 def test_execute_shows_the_failing_cell(tmp_path, cache):
     path = write(tmp_path / "bad.ipynb", "a = 1", "b = a / 0")
-    with pytest.raises(build.NotebookError, match=r"(?s)bad\.ipynb failed.*b = a / 0.*ZeroDiv"):
-        build.execute(path)
+    with pytest.raises(notebooks.NotebookError, match=r"(?s)bad\.ipynb failed.*b = a / 0.*ZeroDiv"):
+        notebooks.execute(path)
     assert not cache.exists()
 
 
 def test_key_depends_on_the_environment(tmp_path, monkeypatch):
     path = write(tmp_path / "a.ipynb", "1")
-    monkeypatch.setitem(build.ENVIRONMENT, "XLA_FLAGS", "--a=1")
-    before = build.key(path)
-    monkeypatch.setitem(build.ENVIRONMENT, "XLA_FLAGS", "--a=2")
-    assert build.key(path) != before
+    monkeypatch.setitem(notebooks.ENVIRONMENT, "XLA_FLAGS", "--a=1")
+    before = notebooks.key(path)
+    monkeypatch.setitem(notebooks.ENVIRONMENT, "XLA_FLAGS", "--a=2")
+    assert notebooks.key(path) != before
 
 
 def test_streamed_text_is_joined_on_the_page():

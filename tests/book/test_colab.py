@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from book import build, strip
+from book import build, notebooks, strip
 from llama_nb import results
 
 # What Colab has that the book needs, or that decides which versions pip takes.
@@ -97,7 +97,7 @@ def colab(tmp_path_factory):
         pip = [uv, "pip", "install", "--quiet", "--python", python]
     else:
         call([interpreter, "-m", "venv", place])
-        pip = [python, "-m", "pip", "install", "--quiet"]
+        pip = [python, "-m", "pip", "install", "--quiet", "--no-compile"]
     call([*pip, "--constraint", pins, *COLAB])
     return python
 
@@ -105,7 +105,7 @@ def colab(tmp_path_factory):
 def call(command, **variables):
     """Run a command with an environment that knows nothing of the checkout; return what it says."""
     left_out = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
-    env = {k: v for k, v in build.kernel_env().items() if k not in left_out}
+    env = {k: v for k, v in notebooks.kernel_env().items() if k not in left_out}
     done = subprocess.run(
         list(map(str, command)), env={**env, **variables}, capture_output=True, text=True
     )
