@@ -1,6 +1,9 @@
 # `make` lists the targets. Each builds what it needs in a virtual environment of its own:
 # .venv, or .venv-NAME with CONSTRAINTS=constraints/NAME.txt. PYTHON=... chooses the interpreter.
 
+# Dozens of processes import the same modules: what the first compiled is kept for the others.
+unexport PYTHONDONTWRITEBYTECODE
+
 ifneq ($(PIP_FIND_LINKS),)
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif

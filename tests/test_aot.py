@@ -122,7 +122,7 @@ def test_training_gathers_weights_and_scatters_gradients():
     assert report.fits and report.strategy == "fsdp" and report.bound in ("memory", "compute")
     assert report.weight_bytes == pytest.approx(4 * config.param_count() / 4, rel=1e-3)
     assert report.state_bytes == pytest.approx(2 * report.weight_bytes, rel=1e-3)
-    assert report.collectives
+    assert report.collectives["all-gather"] > 2 * config.num_layers
 
 
 @compiles

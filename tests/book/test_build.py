@@ -1,5 +1,8 @@
 """The book's machinery: stripping is stable, the cache is keyed, failures say what failed."""
 
+import os
+import threading
+
 import nbformat
 import pytest
 
@@ -67,6 +70,33 @@ def test_execute_shows_the_failing_cell(tmp_path, cache):
     with pytest.raises(notebooks.NotebookError, match=r"(?s)bad\.ipynb failed.*b = a / 0.*ZeroDiv"):
         notebooks.execute(path)
     assert not cache.exists()
+
+
+@pytest.mark.skipif(len(notebooks.cores()) < 2, reason="one core can't be shared")
+def test_one_that_measures_has_all_cores_and_others_share_them(tmp_path, monkeypatch):
+    sources = {"a": "1", "b": "start = time.perf_counter()", "c": "2", "d": "0"}
+    paths = [write(tmp_path / f"{name}.ipynb", source) for name, source in sources.items()]
+    given, said, whole = {}, [], notebooks.cores()
+    both = threading.Barrier(2, timeout=30)  # passed only by two at a time
+
+    def execute(path):
+        given[path.stem] = notebooks.cores()
+        if path.stem in "ac":
+            both.wait()
+        if path.stem == "d":
+            raise notebooks.NotebookError("it failed")
+        return new.new_notebook(metadata={"llama_nb": {"seconds": 0.0}})
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    monkeypatch.setattr(notebooks, "LANES", 2)
+    monkeypatch.setattr(notebooks, "memory", lambda: 100.0)
+    done = notebooks.execute_all(paths, said.append)
+    assert list(done) == paths and str(done[paths[3]]) == "it failed"
+    assert said[0].startswith("[1/4] b.ipynb: 0.0 s") and said[3].startswith("[4/4] ")
+    assert sum("d.ipynb: FAILED" in line for line in said) == 1
+    assert given["b"] == whole == notebooks.cores()
+    if hasattr(os, "sched_setaffinity"):
+        assert sorted(given["a"] + given["c"]) == whole
 
 
 def test_key_depends_on_the_environment(tmp_path, monkeypatch):
