@@ -15,8 +15,8 @@ from book.strip import NOTEBOOKS, ROOT
 
 STAGE = ROOT / "_build" / "src"
 SITE = ROOT / "_build" / "html"
-STATUS_HEADER = """| notebook | seconds | cores | machine | Python | jax | flax |
-|---|--:|--:|---|---|---|---|
+STATUS_HEADER = """| notebook | seconds | machine | Python | jax | flax |
+|---|--:|---|---|---|---|
 """
 
 
@@ -25,7 +25,7 @@ def status_table(notebooks: dict[str, nbformat.NotebookNode]) -> str:
     rows = []
     for name, notebook in notebooks.items():
         run = notebook.metadata["llama_nb"]
-        facts = (run[field] for field in ("seconds", "cores", "machine", "python", "jax", "flax"))
+        facts = (run[field] for field in ("seconds", "machine", "python", "jax", "flax"))
         rows.append(f"| [](../notebooks/{name}) | " + " | ".join(map(str, facts)) + " |\n")
     return STATUS_HEADER + "".join(rows)
 

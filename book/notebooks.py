@@ -4,15 +4,18 @@ An executed notebook is kept in the user's cache under a key of all that it depe
 what changed runs again. The site and the tests get theirs here.
 """
 
+import asyncio
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import importlib.metadata
 import os
 import platform
 import re
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import nbformat
@@ -20,6 +23,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from book.strip import ROOT
+from book.turns import Turns, that_measure
 from llama_nb.devices import prefer_cpu_if_alone
 
 CELL_TIMEOUT = 600  # seconds
@@ -45,13 +49,26 @@ PACKAGES = (
     "libtpu",
 )
 FORM = 2  # of what is kept: raised when it changes
-# What a notebook says that times its own work: such a one has the machine to itself.
-MEASURES = re.compile(r"\b(perf_counter|best_seconds|roofline\.measure)\(")
 LANES, LANE_MEMORY = 4, 5  # at most so many notebooks at a time, and GiB for each
+TURNS = Turns()
 
 
 class NotebookError(Exception):
     """A notebook did not run to its end; the message shows the cell and what it said."""
+
+
+class Client(NotebookClient):
+    """Runs a notebook's cells; while one measures, no other client's run."""
+
+    def __init__(self, notebook: nbformat.NotebookNode, **options):
+        super().__init__(notebook, **options)
+        self.measuring, self.waited = that_measure(notebook.cells), 0.0
+
+    async def async_execute_cell(self, cell, cell_index, **options):
+        """Execute a cell when it is its turn. A thread has one client, so waiting may block it."""
+        with TURNS.take(alone=cell_index in self.measuring) as waited:
+            self.waited += waited
+            return await super().async_execute_cell(cell, cell_index, **options)
 
 
 def cache_dir() -> Path:
@@ -76,13 +93,6 @@ def memory() -> float:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
     return 0
-
-
-def cores() -> list[int]:
-    """Return the numbers of the cores on which what this thread starts may run."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def machine() -> str:
@@ -117,7 +127,7 @@ def execute(path: Path) -> nbformat.NotebookNode:
     if kept.exists():
         return nbformat.read(kept, as_version=4)
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
+    client = Client(
         notebook,
         timeout=CELL_TIMEOUT,
         kernel_name="python3",
@@ -126,14 +136,13 @@ def execute(path: Path) -> nbformat.NotebookNode:
     )
     started = time.perf_counter()
     try:
-        client.execute(env=kernel_env())
+        asyncio.run(client.async_execute(env=kernel_env()))
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
         shown = text if len(text) < 60 else [*text[:30], "...", *text[-25:]]
         raise NotebookError("\n".join([f"{path.name} failed:", *shown])) from None
     notebook.metadata["llama_nb"] = {
-        "seconds": round(time.perf_counter() - started, 1),
-        "cores": len(cores()),
+        "seconds": round(time.perf_counter() - started - client.waited, 1),
         "machine": machine(),
         "python": platform.python_version(),
         "jax": version("jax"),
@@ -146,53 +155,44 @@ def execute(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
-def measures(path: Path) -> bool:
-    """Return whether a notebook times this machine."""
-    cells = nbformat.read(path, as_version=4).cells
-    return any(cell.cell_type == "code" and MEASURES.search(cell.source) for cell in cells)
-
-
-def side_by_side(work: Callable[[Path], None], paths: Iterable[Path]) -> None:
-    """Do the work for each path, as many at a time as there are cores, each on its share of them.
-
-    Two that ran on all cores would wait for each other's threads and take longer than in turn.
-    """
-    count = max(1, min(LANES, len(cores()), int(memory() / LANE_MEMORY)))
-    left = collections.deque(paths)
-
-    def lane(share: list[int]) -> None:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, share)  # of this thread, and of the kernels it starts
-        while left:
-            work(left.popleft())
-
-    with concurrent.futures.ThreadPoolExecutor(count) as pool:
-        try:
-            list(pool.map(lane, [cores()[number::count] for number in range(count)]))
-        finally:
-            left.clear()  # interrupted, or one lane broke: the others begin nothing new
+def lanes() -> int:
+    """Return how many notebooks run at a time: on two cores two, for compiling keeps one busy."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = min(count or 1, max(2, (count or 1) // 2))
+    return max(1, min(LANES, count, int(memory() / LANE_MEMORY)))
 
 
 def execute_all(
     paths: Sequence[Path], say: Callable[[str], None]
 ) -> dict[Path, nbformat.NotebookNode | NotebookError]:
-    """Return each notebook executed, or its error: first those that measure, one by one."""
-    done = {}
+    """Return each notebook executed, or its error; say of each when it is done.
+
+    They run side by side, but for cells that measure: these have the machine to themselves.
+    """
+    done, left, one = {}, collections.deque(paths), threading.Lock()
 
     def run(path: Path) -> None:
         started = time.perf_counter()
         try:
-            done[path] = execute(path)
+            outcome = execute(path)
         except NotebookError as error:
-            done[path], said = error, "FAILED"
+            outcome, said = error, "FAILED"
         else:
-            seconds = done[path].metadata["llama_nb"]["seconds"]
+            seconds = outcome.metadata["llama_nb"]["seconds"]
             kept = time.perf_counter() - started < seconds / 2
             said = f"{seconds:.1f} s" + (", executed before, unchanged" if kept else "")
-        say(f"[{len(done)}/{len(paths)}] {path.name}: {said}")
+        with one:
+            done[path] = outcome
+            say(f"[{len(done)}/{len(paths)}] {path.name}: {said}")
 
-    alone = [path for path in paths if measures(path)]
-    for path in alone:
-        run(path)
-    side_by_side(run, [path for path in paths if path not in alone])
+    def lane(_: int) -> None:
+        with contextlib.suppress(IndexError):  # none is left
+            while True:
+                run(left.popleft())
+
+    with concurrent.futures.ThreadPoolExecutor(lanes()) as pool:
+        try:
+            list(pool.map(lane, range(lanes())))
+        finally:
+            left.clear()  # interrupted, or one lane broke: the others begin nothing new
     return {path: done[path] for path in paths}

@@ -148,6 +148,7 @@ def test_no_program_for_a_description_is_kept(tmp_path):
         compilation_cache.reset_cache()
 
 
+@pytest.mark.slow
 @compiles
 def test_what_does_not_fit_says_so():
     config = presets.get("llama3.1-8b")

@@ -33,6 +33,7 @@ def test_page_needs_nothing_else():
     assert list(data["chips"]) == list(roofline.CHIPS)
 
 
+@pytest.mark.slow
 def test_page_agrees_with_the_floor_in_a_browser():
     sync_api = pytest.importorskip("playwright.sync_api")
     path = next(filter(None, map(shutil.which, CHROMIUM)), None)

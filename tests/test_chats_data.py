@@ -210,6 +210,7 @@ def test_no_answer_loses_its_question(sizes, stop, streaming):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_answers():
     """Of a step, and of a score, against each token's loss in a conversation that is alone."""
     tokenizer = toy("llama3")

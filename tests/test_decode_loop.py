@@ -15,6 +15,7 @@ from llama_nb.errors import InputError
 from llama_nb.model import Llama, params_of, with_params
 from llama_nb.sampling import Sampling
 from llama_nb.session import Session
+from tests.marks import slow
 
 CONFIG = dataclasses.replace(presets.get("tiny"), num_heads=8, num_kv_heads=4)
 PROMPTS = [[1, 2, 3], [7] * 20, [200, 100, 50, 25, 12], [9]]
@@ -57,7 +58,7 @@ def test_counts_around_a_chunk(model, count):
     np.testing.assert_array_equal(_tokens(model, count, chunk=8), _tokens(model, count))
 
 
-@pytest.mark.parametrize("kind", ["int8 weights", "int8 cache"])
+@pytest.mark.parametrize("kind", [*slow("int8 weights"), "int8 cache"])
 def test_few_bits(params, kind):
     if kind == "int8 weights":
         model, options = with_params(CONFIG, quantize.quantize(params)), {}

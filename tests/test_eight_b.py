@@ -80,6 +80,7 @@ def test_weights_have_the_exact_shapes(weights):
     assert int8 == matrices + 4 * scales + 2 * NORMS
 
 
+@pytest.mark.slow
 def test_weights_are_random_and_the_same_each_time(weights):
     tiny = presets.get("tiny")
     for quant in ("bfloat16", "int8"):

@@ -80,6 +80,7 @@ def test_eval_says_what_the_run_said(run, texts, capsys):
     assert "bits per byte (" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(run, texts, tmp_path, monkeypatch, capsys):
     from llama_nb.train import run as module
 

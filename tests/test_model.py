@@ -10,9 +10,10 @@ from flax import nnx
 
 from llama_nb import presets
 from llama_nb.model import Llama, params_of, with_params
+from tests.marks import slow
 
 
-@pytest.mark.parametrize("T", [5, 64, 130])
+@pytest.mark.parametrize("T", [5, *slow(64, 130)])
 def test_outside_of_jit_the_numbers_are_the_same(T):
     # Wide enough for the CPU backend's threads; jax 0.7.2 once failed here, and not each time.
     config = dataclasses.replace(

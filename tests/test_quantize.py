@@ -26,6 +26,7 @@ def _is_packed(leaf):
     return isinstance(leaf, Packed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [TINY, TIED], ids=["untied", "tied"])
 def test_the_same_model_code_runs_int8(config):
     """int8 is the model whose weights are the rounded ones: nothing else changes."""

@@ -11,6 +11,7 @@ from llama_nb.errors import InputError
 from llama_nb.model import Llama, params_of
 from llama_nb.roofline import CHIPS, Op, Step, decode, floor, ops, prefill, total
 from llama_nb.sampling import Sampling
+from tests.marks import slow
 
 
 def _shape(*shape):
@@ -39,7 +40,7 @@ def _lower_prefill(config, batch, prompt, dtype=jnp.float32):
     )
 
 
-@pytest.mark.parametrize("name", ["tiny", "smollm2-135m"])
+@pytest.mark.parametrize("name", ["tiny", *slow("smollm2-135m")])
 @pytest.mark.parametrize(("batch", "context"), [(1, 256), (4, 512)])
 def test_decode_flops_are_xlas(name, batch, context):
     config = presets.get(name)
@@ -48,7 +49,7 @@ def test_decode_flops_are_xlas(name, batch, context):
     assert ours == pytest.approx(xla, rel=0.05)
 
 
-@pytest.mark.parametrize("name", ["tiny", "smollm2-135m"])
+@pytest.mark.parametrize("name", ["tiny", *slow("smollm2-135m")])
 @pytest.mark.parametrize(("batch", "prompt"), [(1, 64), (2, 256), (1, 512)])
 def test_prefill_flops_are_xlas(name, batch, prompt):
     if (name, prompt) == ("tiny", 512) and jax.__version_info__ < (0, 10):

@@ -157,6 +157,7 @@ def test_a_full_disk_loses_nothing(whole, tmp_path, size):
     assert [path.name for path in sorted((folder / "checkpoints").glob("*"))] == ["12", "4", "8"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_begun_only_where_there_is_room(whole, tmp_path, monkeypatch):
     folder, free = tmp_path / "run", [10**9, 1000]
     monkeypatch.setattr(disk, "free_bytes", lambda _: free.pop(0))

@@ -83,6 +83,7 @@ def test_ragged_batch_equals_each_alone(lengths):
     assert together == [_greedy(model, [prompt], 8)[0] for prompt in prompts]
 
 
+@pytest.mark.slow
 def test_positions_past_8192_under_scaling():
     model = _model(
         context=131_072,
@@ -180,6 +181,7 @@ def test_the_cache_is_donated(model):
     assert before.is_deleted()
 
 
+@pytest.mark.slow
 def test_stopping_early_forgets_the_step_ahead(model):
     prompt = _prompt(9)
     session = Session(model, 128)
@@ -194,6 +196,7 @@ def test_stopping_early_forgets_the_step_ahead(model):
     np.testing.assert_allclose(logits[0], expected, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_session_fills_to_the_last_slot(model):
     prompt = _prompt(250)
     session = Session(model, 256)

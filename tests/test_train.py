@@ -106,6 +106,7 @@ def test_on_a_mesh_it_is_the_same_step(batch, plain, mesh, strategy):
         same(step(batch, dataclasses.replace(PLAIN, accumulate=2), layout=layout), plain)
 
 
+@pytest.mark.slow
 def test_packed_documents_are_separate_documents(batch):
     """The loss of every token is what it is when its document stands alone."""
     found, _ = scored(fresh(), dataclasses.replace(batch, weights=None))
@@ -122,6 +123,7 @@ def test_packed_documents_are_separate_documents(batch):
     assert checked > 4
 
 
+@pytest.mark.slow
 def test_weights_that_are_given_away_are_read_first():
     """On CPU jax 0.7.2 overwrote them before the backward pass was done with them."""
     config = dataclasses.replace(

@@ -117,6 +117,7 @@ def test_adapters_are_drawn_as_the_paper_does(weights):
     assert not np.allclose(layers[0]["attn"]["q_proj"].a, layers[1]["attn"]["q_proj"].a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS, ids=NAMES)
 def test_only_what_is_trainable_moves(weights, batch, kind):
     trainable, frozen = divide(weights, kind)
@@ -140,6 +141,7 @@ def test_full_is_what_it_was(weights, batch):
     same(ours, theirs)
 
 
+@pytest.mark.slow
 def test_adapters_follow_the_chain_rule_of_the_whole_weight(weights, batch):
     """dA = scale dW b^T and dB = scale a^T dW."""
     trainable, frozen = divide(weights, EVERY)
@@ -261,6 +263,7 @@ def test_a_run_is_taken_up_bit_for_bit(weights, tmp_path, kind):
     same(again.weights(), other)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_only_what_is_trained(weights, tmp_path):
     sizes = {}
     for kind in (Full(), Lora(rank=1, targets=("v_proj",))):

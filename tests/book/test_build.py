@@ -1,12 +1,12 @@
 """The book's machinery: stripping is stable, the cache is keyed, failures say what failed."""
 
-import os
 import threading
+import time
 
 import nbformat
 import pytest
 
-from book import build, notebooks, strip
+from book import build, notebooks, strip, turns
 
 new = nbformat.v4
 
@@ -72,31 +72,96 @@ def test_execute_shows_the_failing_cell(tmp_path, cache):
     assert not cache.exists()
 
 
-@pytest.mark.skipif(len(notebooks.cores()) < 2, reason="one core can't be shared")
-def test_one_that_measures_has_all_cores_and_others_share_them(tmp_path, monkeypatch):
-    sources = {"a": "1", "b": "start = time.perf_counter()", "c": "2", "d": "0"}
-    paths = [write(tmp_path / f"{name}.ipynb", source) for name, source in sources.items()]
-    given, said, whole = {}, [], notebooks.cores()
-    both = threading.Barrier(2, timeout=30)  # passed only by two at a time
+def test_notebooks_run_side_by_side_and_one_that_fails_is_reported(tmp_path, monkeypatch):
+    paths = [write(tmp_path / f"{name}.ipynb", "1") for name in "abc"]
+    said, both = [], threading.Barrier(2, timeout=30)  # passed only by two at a time
 
     def execute(path):
-        given[path.stem] = notebooks.cores()
-        if path.stem in "ac":
-            both.wait()
-        if path.stem == "d":
+        if path.stem == "c":
             raise notebooks.NotebookError("it failed")
-        return new.new_notebook(metadata={"llama_nb": {"seconds": 0.0}})
+        both.wait()
+        return new.new_notebook(metadata={"llama_nb": {"seconds": 99.0}})
 
     monkeypatch.setattr(notebooks, "execute", execute)
-    monkeypatch.setattr(notebooks, "LANES", 2)
-    monkeypatch.setattr(notebooks, "memory", lambda: 100.0)
+    monkeypatch.setattr(notebooks, "lanes", lambda: 2)
     done = notebooks.execute_all(paths, said.append)
-    assert list(done) == paths and str(done[paths[3]]) == "it failed"
-    assert said[0].startswith("[1/4] b.ipynb: 0.0 s") and said[3].startswith("[4/4] ")
-    assert sum("d.ipynb: FAILED" in line for line in said) == 1
-    assert given["b"] == whole == notebooks.cores()
-    if hasattr(os, "sched_setaffinity"):
-        assert sorted(given["a"] + given["c"]) == whole
+    assert list(done) == paths and str(done[paths[2]]) == "it failed"
+    assert sorted(line[:6] for line in said) == ["[1/3] ", "[2/3] ", "[3/3] "]
+    assert sorted(line[6:] for line in said) == [
+        "a.ipynb: 99.0 s, executed before, unchanged",
+        "b.ipynb: 99.0 s, executed before, unchanged",
+        "c.ipynb: FAILED",
+    ]
+
+
+NOTE = """import time
+def note(kind, seconds):
+    start = time.monotonic()
+    time.sleep(seconds)
+    with open({log!r}, "a") as log:
+        print(kind, start, time.monotonic(), file=log)"""
+
+
+@pytest.mark.slow
+def test_while_one_cell_measures_no_other_runs(tmp_path, cache, monkeypatch):
+    log = tmp_path / "log"
+    first = NOTE.format(log=str(log))
+    paths = [
+        write(tmp_path / "a.ipynb", first, *["note('beside', 0.1)"] * 12),
+        write(tmp_path / "b.ipynb", first, *["note('alone', 0.2)  # perf_counter()", "1"] * 3),
+    ]
+    monkeypatch.setattr(notebooks, "lanes", lambda: 2)
+    notebooks.execute_all(paths, print)
+    rows = [line.split() for line in log.read_text().splitlines()]
+    spans = {
+        kind: [tuple(map(float, row[1:])) for row in rows if row[0] == kind] for kind, *_ in rows
+    }
+    assert len(spans["alone"]) == 3 and len(spans["beside"]) == 12
+    for start, end in spans["alone"]:
+        assert all(end <= other[0] or other[1] <= start for other in spans["beside"])
+
+
+def test_cells_that_measure_are_found():
+    sources = [
+        "import time\nfrom llama_nb.roofline import best_seconds",
+        "def timed(f):\n    start = perf_counter()\n    f()\n    return perf_counter() - start",
+        "x = 1",
+        "%%px\nprint(timed(work))",
+        "retimed(x)",
+        "rows = list(Run(folder, config))",
+    ]
+    cells = [new.new_code_cell(source) for source in sources]
+    assert turns.that_measure([new.new_markdown_cell("perf_counter()"), *cells]) == {2, 4, 6}
+
+
+def test_one_that_waits_to_be_alone_is_next():
+    waiting, order = turns.Turns(), []
+    begun, done = threading.Event(), threading.Event()
+
+    def work(name, alone):
+        with waiting.take(alone):
+            order.append(name)
+            begun.set()
+            if name == "first":
+                assert done.wait(30)
+
+    def start(name, alone):
+        thread = threading.Thread(target=work, args=(name, alone))
+        thread.start()
+        return thread
+
+    threads = [start("first", False)]
+    assert begun.wait(30)
+    threads.append(start("alone", True))
+    while not waiting._waiting:
+        time.sleep(0.001)
+    threads.append(start("late", False))
+    time.sleep(0.05)
+    assert order == ["first"]
+    done.set()
+    for thread in threads:
+        thread.join(30)
+    assert order == ["first", "alone", "late"]
 
 
 def test_key_depends_on_the_environment(tmp_path, monkeypatch):

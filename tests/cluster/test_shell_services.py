@@ -134,6 +134,7 @@ def test_four_starts_at_once_start_one(host):
     assert sum("running already" in text for text in said) == 3
 
 
+@pytest.mark.slow
 def test_what_it_started_ends_with_it(host):
     """Children end too, also when their parent was killed and only its number is left."""
     host(*CONTROLLER, CHILD="1")

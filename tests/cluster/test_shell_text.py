@@ -279,6 +279,7 @@ def test_private_addresses(address, private):
     assert (done.returncode == 0) is private
 
 
+@pytest.mark.slow
 def test_the_first_worker_goes_alone_once_a_pod(tmp_path):
     """The first connection makes the key and gives it to the pod: two at once would collide."""
     tools, log, key = tmp_path / "bin", tmp_path / "log", tmp_path / ".ssh/google_compute_engine"

@@ -120,6 +120,7 @@ def test_without_a_kernel(drawn):
     agree(drawn[0], compiled, implementation="xla")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 @pytest.mark.parametrize("H", [64, 128])
 def test_nothing_uninitialized_is_used(dtype, H):
@@ -138,6 +139,7 @@ def test_longer_than_one_block_by_one_score():
     np.testing.assert_allclose(out[0, 0], values[0, 0, 255], atol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 512), st.integers(0, 512)), min_size=1, max_size=6))
 def test_only_filled_blocks_are_fetched(pairs):
@@ -231,10 +233,11 @@ def test_it_scores_no_worse_in_the_step_of_70b():
     assert step["pallas"].argument_bytes == step["xla"].argument_bytes
 
 
+@pytest.mark.slow
 @compiles
 @pytest.mark.parametrize(
     ("phase", "strategy", "quant"),
-    [("decode", "2d", None), pytest.param("prefill", "tp", "int8", marks=pytest.mark.slow)],
+    [("decode", "2d", None), ("prefill", "tp", "int8")],
 )
 def test_other_steps_have_one_kernel_a_layer(phase, strategy, quant):
     config = dataclasses.replace(presets.get("llama3.1-8b"), num_layers=2)

@@ -68,6 +68,7 @@ S = 80  # five blocks of 16, two and a half of 32
 edges = st.sampled_from([0, 1, 15, 16, 17, 32, 64, S - 1, S])
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None)
 @given(
     st.lists(st.tuples(edges, edges), min_size=3, max_size=3),

@@ -94,6 +94,7 @@ def test_layers_multiply_with_it(monkeypatch, small_blocks, M, least):
     assert seen == ([max(M, 8)] * 2 if least == 0 else [])
 
 
+@pytest.mark.slow
 def test_the_model_multiplies_all_matrices_with_it(monkeypatch):
     """Queries and outputs, keys and values, gate and up, down, head: logits are as without it."""
     config = presets.get("tiny")

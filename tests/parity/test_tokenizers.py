@@ -334,6 +334,7 @@ def conversations():
         yield messages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generate", [True, False])
 def test_smollm2s_template(pairs, generate):
     for name in ("smollm2", "smollm2 saved"):
