@@ -51,6 +51,7 @@ PACKAGES = (
 FORM = 2  # of what is kept: raised when it changes
 LANES, LANE_MEMORY = 4, 5  # at most so many notebooks at a time, and GiB for each
 TURNS = Turns()
+RUNNING: set["Client"] = set()
 
 
 class NotebookError(Exception):
@@ -63,12 +64,21 @@ class Client(NotebookClient):
     def __init__(self, notebook: nbformat.NotebookNode, **options):
         super().__init__(notebook, **options)
         self.measuring, self.waited = that_measure(notebook.cells), 0.0
+        self.killed = False
 
     async def async_execute_cell(self, cell, cell_index, **options):
         """Execute a cell when it is its turn. A thread has one client, so waiting may block it."""
         with TURNS.take(alone=cell_index in self.measuring) as waited:
             self.waited += waited
+            if self.killed:
+                raise DeadKernelError("stopped")
             return await super().async_execute_cell(cell, cell_index, **options)
+
+    def kill(self) -> None:
+        """End the kernel at once, from any thread: the cell that runs fails."""
+        self.killed = True
+        if self.km is not None and self.km.has_kernel:
+            self.km.provisioner.process.kill()
 
 
 def cache_dir() -> Path:
@@ -135,12 +145,15 @@ def execute(path: Path) -> nbformat.NotebookNode:
         resources={"metadata": {"path": str(path.parent)}},
     )
     started = time.perf_counter()
+    RUNNING.add(client)
     try:
         asyncio.run(client.async_execute(env=kernel_env()))
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
         shown = text if len(text) < 60 else [*text[:30], "...", *text[-25:]]
         raise NotebookError("\n".join([f"{path.name} failed:", *shown])) from None
+    finally:
+        RUNNING.remove(client)
     notebook.metadata["llama_nb"] = {
         "seconds": round(time.perf_counter() - started - client.waited, 1),
         "machine": machine(),
@@ -193,6 +206,9 @@ def execute_all(
     with concurrent.futures.ThreadPoolExecutor(lanes()) as pool:
         try:
             list(pool.map(lane, range(lanes())))
-        finally:
-            left.clear()  # interrupted, or one lane broke: the others begin nothing new
+        except BaseException:  # interrupted, or one lane broke
+            left.clear()
+            for client in tuple(RUNNING):
+                client.kill()
+            raise
     return {path: done[path] for path in paths}

@@ -1,5 +1,8 @@
 """The book's machinery: stripping is stable, the cache is keyed, failures say what failed."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -119,6 +122,34 @@ def test_while_one_cell_measures_no_other_runs(tmp_path, cache, monkeypatch):
     assert len(spans["alone"]) == 3 and len(spans["beside"]) == 12
     for start, end in spans["alone"]:
         assert all(end <= other[0] or other[1] <= start for other in spans["beside"])
+
+
+INTERRUPTED = """import os, signal, sys, threading
+from pathlib import Path
+from book import notebooks
+notebooks.lanes = lambda: 2
+def interrupt():
+    while len(list(Path(sys.argv[1]).glob("pid*"))) < 2:
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=interrupt).start()
+notebooks.execute_all(sorted(Path(sys.argv[1]).glob("*.ipynb")), print)"""
+
+
+@pytest.mark.slow
+def test_interrupted_it_ends_with_its_kernels(tmp_path, cache):
+    for name in "abc":
+        sleep = f"import os, time; open({str(tmp_path / 'pid')!r} + str(os.getpid()), 'w').close()"
+        write(tmp_path / f"{name}.ipynb", sleep, "time.sleep(300)")
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    done = subprocess.run(command, cwd=build.ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode and done.stderr.rstrip().endswith("KeyboardInterrupt")
+    assert not cache.exists()
+    pids = [int(path.name.removeprefix("pid")) for path in tmp_path.glob("pid*")]
+    assert len(pids) == 2
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_cells_that_measure_are_found():
