@@ -7,7 +7,6 @@ what changed runs again. The site and the tests get theirs here.
 import asyncio
 import collections
 import concurrent.futures
-import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -199,9 +198,12 @@ def execute_all(
             say(f"[{len(done)}/{len(paths)}] {path.name}: {said}")
 
     def lane(_: int) -> None:
-        with contextlib.suppress(IndexError):  # none is left
-            while True:
-                run(left.popleft())
+        while True:
+            try:
+                path = left.popleft()
+            except IndexError:
+                return
+            run(path)
 
     with concurrent.futures.ThreadPoolExecutor(lanes()) as pool:
         try:

@@ -97,6 +97,15 @@ def test_notebooks_run_side_by_side_and_one_that_fails_is_reported(tmp_path, mon
     ]
 
 
+def test_an_error_of_ours_is_not_taken_for_the_end(tmp_path, monkeypatch):
+    def execute(path):
+        raise IndexError("a mistake")
+
+    monkeypatch.setattr(notebooks, "execute", execute)
+    with pytest.raises(IndexError, match="a mistake"):
+        notebooks.execute_all([write(tmp_path / "a.ipynb", "1")], print)
+
+
 NOTE = """import time
 def note(kind, seconds):
     start = time.monotonic()
