@@ -23,6 +23,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from book.strip import ROOT
 from book.turns import Turns, that_measure
+from llama_nb.assets import cache_dir
 from llama_nb.devices import prefer_cpu_if_alone
 
 CELL_TIMEOUT = 600  # seconds
@@ -80,12 +81,6 @@ class Client(NotebookClient):
             self.km.provisioner.process.kill()
 
 
-def cache_dir() -> Path:
-    """Return the folder where executed notebooks are kept."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llama_nb"
-    return Path(os.environ.get("LLAMA_NB_CACHE") or base).expanduser() / "executed"
-
-
 def kernel_env() -> dict[str, str]:
     """Return a kernel's environment: this one, and JAX on the CPU where there is nothing better.
 
@@ -132,7 +127,7 @@ def key(path: Path) -> str:
 
 def execute(path: Path) -> nbformat.NotebookNode:
     """Return the notebook with its outputs, from the cache or by running it from top to bottom."""
-    kept = cache_dir() / f"{path.stem}-{key(path)[:20]}.ipynb"
+    kept = cache_dir() / "executed" / f"{path.stem}-{key(path)[:20]}.ipynb"
     if kept.exists():
         return nbformat.read(kept, as_version=4)
     notebook = nbformat.read(path, as_version=4)
