@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
 import sys
 
-import jax
 import jax.numpy as jnp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from llama_nb import aot, hlo, kernels, presets, roofline, sharding, topology
 from llama_nb.__main__ import main
@@ -125,27 +125,39 @@ def test_training_gathers_weights_and_scatters_gradients():
     assert report.collectives["all-gather"] > 2 * config.num_layers
 
 
+KEPT = """
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from llama_nb import topology
+from llama_nb.assets import cache_dir
+from llama_nb.loading import keep_compiled_programs
+
+keep_compiled_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x * 3 + 2)(jnp.ones(7)).block_until_ready()
+print(len(list((cache_dir() / "compiled").iterdir())))
+for _ in range(2):
+    here = SingleDeviceSharding(topology.get("v5e:1x1").devices[0])
+    given = jax.ShapeDtypeStruct((128, 128), jnp.float32, sharding=here)
+    jax.clear_caches()
+    jax.jit(lambda x: x @ x).lower(given).compile()
+print(len(list((cache_dir() / "compiled").iterdir())))
+"""
+
+
 @compiles
 def test_no_program_for_a_description_is_kept(tmp_path):
     """JAX can't read one back: with its persistent cache on, the second compilation would warn."""
-    before = (
-        jax.config.jax_compilation_cache_dir,
-        jax.config.jax_persistent_cache_min_compile_time_secs,
+    done = subprocess.run(
+        [sys.executable, "-W", "error:Error reading persistent", "-c", KEPT],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LLAMA_NB_CACHE": str(tmp_path)},
     )
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    compilation_cache.reset_cache()
-    try:
-        first, _ = aot.compile_for("v5e:1x1", SMALLER)
-        assert not list(tmp_path.iterdir())
-        second, _ = aot.compile_for("v5e:1x1", SMALLER)
-        assert first.argument_bytes == second.argument_bytes
-        jax.jit(lambda x: x * 3 + 2)(jnp.ones(7)).block_until_ready()
-        assert list(tmp_path.iterdir())  # Others are kept as before.
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before[0])
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
-        compilation_cache.reset_cache()
+    assert done.returncode == 0, done.stderr
+    before, after = map(int, done.stdout.split())
+    assert 0 < before == after
 
 
 @pytest.mark.slow

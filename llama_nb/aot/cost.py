@@ -1,14 +1,11 @@
 """What a compiled program costs on one device, and what a deeper one would."""
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.compilation_cache import compilation_cache
 
 from llama_nb import compat, hlo
 from llama_nb.aot.programs import Program
@@ -35,29 +32,12 @@ _READABLE = {
 }
 
 
-@contextlib.contextmanager
-def _without_kept_programs() -> Iterator[None]:
-    """Compile without JAX's persistent cache: it takes programs for descriptions, but reads none.
-
-    JAX looks once per process whether the cache is on, hence the resets.
-    """
-    before = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
-
-
 def measure(program: Program, where: Topology) -> tuple[Cost, str]:
     """Compile a program for a slice; return what it costs, and its text ("" if it doesn't fit)."""
     lowered = program.function.lower(*program.arguments, **program.options)
     try:
         options = _READABLE if where.kind.sparse and compat.SPARSECORE_OPTIONS else None
-        with _without_kept_programs():
-            compiled = lowered.compile(compiler_options=options)
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
