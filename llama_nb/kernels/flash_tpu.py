@@ -13,8 +13,10 @@ LANES = 128
 # Keys of a block: enough work for the matrix units to hide what a step of the grid costs, a
 # fraction of a microsecond; more on chips that are several times as fast.
 _KEYS = {"TPU v6 lite": 1024, "TPU7x": 1024}
-_QUERIES, _FEWER_KEYS = 512, 512
-_VMEM = 8 * 2**20  # of the 16 MiB that a TPU gives a kernel; scores take most of the rest
+_QUERIES, _FEWEST_QUERIES, _FEWER_KEYS = 512, 16, 512
+# VMEM for the kernel. A TPU gives 16 MiB unasked, which is all that v4 has; these have 64 or 128.
+_VMEM, _MORE_VMEM, _OTHERS = 2**24, 2**25, 2**23
+_LARGE = ("TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x")
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -26,30 +28,45 @@ def heads_per_block(num_kv_heads: int, head_dim: int) -> int:
     return num_kv_heads
 
 
-def block_sizes(T: int, width: int, itemsize: int, chip: str | None = None) -> tuple[int, int]:
+def block_sizes(
+    T: int, heads: int, head_dim: int, itemsize: int, chip: str | None = None
+) -> tuple[int, int]:
     """Return how many queries and keys the kernel should take at once.
 
-    As many queries as leave room for the scores: a block of keys is read once for all of them. Two
-    buffers of queries and two of outputs lie in VMEM, and the float32 sums.
+    As many queries as fit: a block of keys is read once for all of them. Two buffers of queries and
+    two of outputs lie in VMEM, and the float32 sums. So do the float32 scores, of all heads: the
+    compiler likes to work on several at once. 8 MiB stay for keys, values and what it adds.
 
     Parameters
     ----------
     T
         Positions.
-    width
-        Features of a block of queries: of all heads in it.
+    heads
+        Query heads of a block.
+    head_dim
+        Features of a head.
     itemsize
         Bytes per number.
     chip
         As JAX names it; by default this process's TPU, else the slowest.
     """
-    if chip is None and jax.default_backend() == "tpu":
-        chip = jax.devices()[0].device_kind
+    chip = chip or _own_chip()
+    keys, room = _KEYS.get(chip, _FEWER_KEYS), vmem_bytes(chip) - _OTHERS
+    per_query = heads * (head_dim * (4 * itemsize + 4) + 4 * keys)
     queries = _QUERIES
-    while queries > LANES and queries * width * (4 * itemsize + 4) > _VMEM:
+    while queries > _FEWEST_QUERIES and queries * per_query > room:
         queries //= 2
     whole = pl.cdiv(T, 16) * 16  # A tile of bfloat16 is 16 rows.
-    return min(queries, whole), min(_KEYS.get(chip, _FEWER_KEYS), whole)
+    return min(queries, whole), min(keys, whole)
+
+
+def vmem_bytes(chip: str | None = None) -> int:
+    """Return how much VMEM the kernel asks a chip for; the least of all for an unknown one."""
+    return _MORE_VMEM if (chip or _own_chip()) in _LARGE else _VMEM
+
+
+def _own_chip() -> str | None:
+    return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else None
 
 
 def visits(T: int, queries: int, keys: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +125,7 @@ def flash_attention(
     K = k.shape[2]
     G, P = N // K, heads_per_block(K, H)
     width = P * G * H
-    queries, keys = block or block_sizes(T, width, q.dtype.itemsize, chip)
+    queries, keys = block or block_sizes(T, P * G, H, q.dtype.itemsize, chip)
     rows, columns = visits(T, queries, keys)
     # The maps point into the arrays whatever the lengths, and no text is a length of 0.
     lengths = jnp.where(lengths > starts, jnp.minimum(lengths, T), 0).astype(jnp.int32)
@@ -144,7 +161,8 @@ def flash_attention(
         # Of the kind of `q`: inside `jax.shard_map` the result varies along the same mesh axes.
         out_shape=jax.eval_shape(lambda: q.reshape(B, T, N * H)),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary")
+            dimension_semantics=("parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=vmem_bytes(chip),
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * N * T * T * H,

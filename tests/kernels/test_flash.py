@@ -138,13 +138,13 @@ def test_only_text_below_the_diagonal_is_read():
         assert [n for n, b in zip(wanted, [None, *wanted], strict=False) if n != b] == fetched
 
 
-def test_block_sizes_fit():
-    for width, itemsize in [(512, 2), (1024, 2), (2048, 2), (512, 4), (2048, 4), (8192, 4)]:
-        queries, _ = flash_tpu.block_sizes(4096, width, itemsize)
-        assert queries == 128 or queries * width * (4 * itemsize + 4) <= 8 * 2**20
-    assert flash_tpu.block_sizes(4096, 512, 2) == (512, 512)
-    assert flash_tpu.block_sizes(4096, 512, 2, "TPU v6 lite") == (512, 1024)
-    assert flash_tpu.block_sizes(100, 512, 2) == (112, 112)
+def test_block_sizes():
+    assert flash_tpu.block_sizes(4096, 4, 128, 2) == (512, 512)
+    assert flash_tpu.block_sizes(4096, 8, 128, 2) == (256, 512)  # Half of 16 MiB at most.
+    assert flash_tpu.block_sizes(4096, 8, 128, 2, "TPU v5 lite") == (512, 512)
+    assert flash_tpu.block_sizes(4096, 4, 128, 2, "TPU v6 lite") == (512, 1024)
+    assert flash_tpu.block_sizes(100, 4, 128, 2) == (112, 112)
+    assert flash_tpu.block_sizes(4096, 512, 128, 4)[0] == 16  # A tile of bfloat16 at least.
     assert [flash_tpu.heads_per_block(*x) for x in [(8, 128), (8, 64), (3, 64), (1, 64)]] == [
         *(1, 2, 3, 1)
     ]
@@ -165,30 +165,49 @@ def test_inside_shard_map():
         agrees(jax.jit(sharded)(*case.arguments), case)
 
 
+def lowered(attend, name, B, T, K, G, H, dtype):
+    """Lower a prompt's attention for the first device of a slice."""
+    here = SingleDeviceSharding(topology.get(name).devices[0])
+    dims = [(B, T, K * G, H), (B, T, K, H), (B, T, K, H)]
+    given = [jax.ShapeDtypeStruct(shape, dtype, sharding=here) for shape in dims]
+    numbers = [jax.ShapeDtypeStruct((B,), "int32", sharding=here)] * 2
+    return jax.jit(attend).lower(*given, *numbers)
+
+
 @compiles
 @pytest.mark.parametrize("name", ["v5e:1x1", *slow("v6e:1x1", "v5p:2x2x1", "tpu7x:2x2x1")])
 def test_compiles_for_a_tpu(name):
     try:
-        device = topology.get(name).devices[0]
+        topology.get(name)
     except InputError as error:
         pytest.skip(f"this libtpu is older than {name}: {error}")
     shapes = [(1, 2048, 8, 2, 128, "bfloat16"), (1, 700, 3, 2, 64, "bfloat16")]
     if name == "v5e:1x1":
         shapes += [(1, 1, 8, 4, 64, "float32"), (1, 131_072, 1, 8, 128, "bfloat16")]
     for B, T, K, G, H, dtype in shapes:
-        given = [
-            jax.ShapeDtypeStruct(shape, kind, sharding=SingleDeviceSharding(device))
-            for shape, kind in [
-                ((B, T, K * G, H), dtype),
-                *[((B, T, K, H), dtype)] * 2,
-                *[((B,), "int32")] * 2,
-            ]
-        ]
-        compiled = _jitted.lower(*given).compile()  # The platform chooses the kernel.
+        # The platform chooses the kernel.
+        compiled = lowered(flash.flash_attention, name, B, T, K, G, H, dtype).compile()
         assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 1
         # Not even a quarter of the scores: copies of queries, keys and values are far smaller.
         scores = B * K * G * T * T * 4
         assert compiled.memory_analysis().temp_size_in_bytes < max(scores / 4, 2**21)
+
+
+# SmolLM2's two, Qwen's seven heads a group, Llama 70B's eight, and many; wide heads.
+GROUPS = [(3, 3, 64), (5, 3, 64), (4, 7, 128), (8, 8, 128), (2, 8, 64), (1, 32, 128), (1, 8, 256)]
+
+
+@compiles
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:1x1"])
+def test_blocks_fit_the_chip(name, dtype):
+    """The compiler refuses a kernel that needs more VMEM than it gets."""
+    kind = topology.get(name).devices[0].device_kind
+    for K, G, H in GROUPS:
+        for chip in (None, kind):
+            attend = functools.partial(flash_tpu.flash_attention, chip=chip)
+            lowered(attend, name, 1, 2048, K, G, H, dtype).compile()
 
 
 def test_cudnn_is_asked_for_text_at_the_front():
