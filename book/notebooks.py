@@ -24,7 +24,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from book.strip import ROOT
 from book.turns import Turns, that_measure
 from llama_nb.assets import cache_dir
-from llama_nb.devices import prefer_cpu_if_alone
+from llama_nb.devices import machine_memory, prefer_cpu_if_alone
 
 CELL_TIMEOUT = 600  # seconds
 ENVIRONMENT = dict(os.environ)  # as found: importing JAX, for one, adds variables later
@@ -49,7 +49,7 @@ PACKAGES = (
     "libtpu",
 )
 FORM = 2  # of what is kept: raised when it changes
-LANES, LANE_MEMORY = 4, 5  # at most so many notebooks at a time, and GiB for each
+LANES, LANE_MEMORY = 4, 5 * 2**30  # at most so many notebooks at a time, and bytes for each
 TURNS = Turns()
 RUNNING: set["Client"] = set()
 
@@ -92,16 +92,10 @@ def kernel_env() -> dict[str, str]:
     return env
 
 
-def memory() -> float:
-    """Return this machine's memory in GiB, 0 where it is not known."""
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
-    return 0
-
-
 def machine() -> str:
     """Describe this machine in a few words."""
-    size = f", {memory():.0f} GiB" if memory() else ""
+    size = machine_memory()
+    size = f", {size / 2**30:.0f} GiB" if size else ""
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores{size}"
 
 
@@ -166,7 +160,7 @@ def lanes() -> int:
     """Return how many notebooks run at a time: on two cores two, for compiling keeps one busy."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = min(count or 1, max(2, (count or 1) // 2))
-    return max(1, min(LANES, count, int(memory() / LANE_MEMORY)))
+    return max(1, min(LANES, count, (machine_memory() or 0) // LANE_MEMORY))
 
 
 def execute_all(

@@ -1,4 +1,4 @@
-"""Which processor JAX should look for, decided before JAX is imported."""
+"""What this machine has, and which processor JAX should look for: before JAX is imported."""
 
 import contextlib
 import os
@@ -7,11 +7,24 @@ from pathlib import Path
 
 # Where Linux shows TPU chips and NVIDIA GPUs.
 _ACCELERATORS = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*")
+# Where Linux says what a container may take: cgroups of version 2, and of 1.
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def has_accelerator() -> bool:
     """Return whether a TPU or GPU is attached to this machine."""
     return any(any(Path("/dev").glob(pattern)) for pattern in _ACCELERATORS)
+
+
+def machine_memory() -> int | None:
+    """Return the bytes of this machine's memory, or of its container's; None on Windows."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    sizes = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in _LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+            sizes.append(int(Path(file).read_text()))
+    return min(sizes)
 
 
 def prefer_cpu_if_alone(environment: dict[str, str] | None = None) -> None:

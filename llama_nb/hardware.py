@@ -1,15 +1,14 @@
 """What a machine can do at most: as makers print it, or as measured here."""
 
-import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from llama_nb.devices import machine_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +146,4 @@ def memory_bytes(device: jax.Device | None = None) -> float:
     for mark, name in _KINDS.items():
         if mark in device.device_kind:
             return CHIPS[name].capacity
-    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
-        return float("nan")  # Windows tells neither.
-    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
-        return float(min(whole, int(Path("/sys/fs/cgroup/memory.max").read_text())))
-    return float(whole)
+    return float(machine_memory() or "nan")
