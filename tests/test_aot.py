@@ -126,6 +126,7 @@ def test_training_gathers_weights_and_scatters_gradients():
 
 
 KEPT = """
+import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 

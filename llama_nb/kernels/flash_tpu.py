@@ -14,9 +14,9 @@ LANES = 128
 # fraction of a microsecond; more on chips that are several times as fast.
 _KEYS = {"TPU v6 lite": 1024, "TPU7x": 1024}
 _QUERIES, _FEWEST_QUERIES, _FEWER_KEYS = 512, 16, 512
-# VMEM for the kernel. A TPU gives 16 MiB unasked, which is all that v4 has; these have 64 or 128.
-_VMEM, _MORE_VMEM, _OTHERS = 2**24, 2**25, 2**23
-_LARGE = ("TPU v5 lite", "TPU v5", "TPU v6 lite", "TPU7x")
+# MiB of VMEM that the kernel asks for, and that its blocks may fill; the compiler needs the rest.
+# v4 has no more, and its compiler needs little; other chips have 64 or 128, and give 16 unasked.
+_VMEM, _V4_VMEM = (32, 24), (16, 15)
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -34,8 +34,8 @@ def block_sizes(
     """Return how many queries and keys the kernel should take at once.
 
     As many queries as fit: a block of keys is read once for all of them. Two buffers of queries and
-    two of outputs lie in VMEM, and the float32 sums. So do the float32 scores, of all heads: the
-    compiler likes to work on several at once. 8 MiB stay for keys, values and what it adds.
+    two of outputs lie in VMEM, and the float32 sums. So do the scores of all heads, for the
+    compiler works on several at once, and parts of them where float32 is multiplied.
 
     Parameters
     ----------
@@ -51,8 +51,9 @@ def block_sizes(
         As JAX names it; by default this process's TPU, else the slowest.
     """
     chip = chip or _own_chip()
-    keys, room = _KEYS.get(chip, _FEWER_KEYS), vmem_bytes(chip) - _OTHERS
-    per_query = heads * (head_dim * (4 * itemsize + 4) + 4 * keys)
+    keys = _KEYS.get(chip, _FEWER_KEYS)
+    room = vmem(chip)[1] * 2**20
+    per_query = heads * (head_dim * (4 * itemsize + 4) + 2 * itemsize * keys)
     queries = _QUERIES
     while queries > _FEWEST_QUERIES and queries * per_query > room:
         queries //= 2
@@ -60,9 +61,9 @@ def block_sizes(
     return min(queries, whole), min(keys, whole)
 
 
-def vmem_bytes(chip: str | None = None) -> int:
-    """Return how much VMEM the kernel asks a chip for; the least of all for an unknown one."""
-    return _MORE_VMEM if (chip or _own_chip()) in _LARGE else _VMEM
+def vmem(chip: str | None = None) -> tuple[int, int]:
+    """Return the MiB of VMEM that the kernel asks a chip for, and those its blocks may fill."""
+    return _V4_VMEM if (chip or _own_chip()) == "TPU v4" else _VMEM
 
 
 def _own_chip() -> str | None:
@@ -162,7 +163,7 @@ def flash_attention(
         out_shape=jax.eval_shape(lambda: q.reshape(B, T, N * H)),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=vmem_bytes(chip),
+            vmem_limit_bytes=vmem(chip)[0] * 2**20,
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * N * T * T * H,
