@@ -14,9 +14,9 @@ LANES = 128
 # fraction of a microsecond; more on chips that are several times as fast.
 _KEYS = {"TPU v6 lite": 1024, "TPU7x": 1024}
 _QUERIES, _FEWEST_QUERIES, _FEWER_KEYS = 512, 16, 512
-# MiB of VMEM that the kernel asks for, and that its blocks may fill; the compiler needs the rest.
-# v4 has no more, and its compiler needs little; other chips have 64 or 128, and give 16 unasked.
-_VMEM, _V4_VMEM = (32, 24), (16, 15)
+# What blocks may fill of VMEM. A TPU gives a kernel 16 MiB unasked, which is all that v4 has, and
+# 12 for blocks leave the compiler enough; others have 64 or 128 and give 32 to those who ask.
+_ROOM, _V4_ROOM, _ROOM_UNASKED, _ASKED = (MiB * 2**20 for MiB in (24, 15, 12, 32))
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -33,9 +33,8 @@ def block_sizes(
 ) -> tuple[int, int]:
     """Return how many queries and keys the kernel should take at once.
 
-    As many queries as fit: a block of keys is read once for all of them. Two buffers of queries and
-    two of outputs lie in VMEM, and the float32 sums. So do the scores of all heads, for the
-    compiler works on several at once, and parts of them where float32 is multiplied.
+    As many queries as fit: a block of keys is read once for all of them. The scores of all heads
+    count, for the compiler works on several at once.
 
     Parameters
     ----------
@@ -51,19 +50,17 @@ def block_sizes(
         As JAX names it; by default this process's TPU, else the slowest.
     """
     chip = chip or _own_chip()
-    keys = _KEYS.get(chip, _FEWER_KEYS)
-    room = vmem(chip)[1] * 2**20
-    per_query = heads * (head_dim * (4 * itemsize + 4) + 2 * itemsize * keys)
-    queries = _QUERIES
-    while queries > _FEWEST_QUERIES and queries * per_query > room:
+    keys, room = _KEYS.get(chip, _FEWER_KEYS), _V4_ROOM if chip == "TPU v4" else _ROOM
+    queries, each = _QUERIES, _bytes_per_query(keys, heads, head_dim, itemsize)
+    while queries > _FEWEST_QUERIES and queries * each > room:
         queries //= 2
     whole = pl.cdiv(T, 16) * 16  # A tile of bfloat16 is 16 rows.
     return min(queries, whole), min(keys, whole)
 
 
-def vmem(chip: str | None = None) -> tuple[int, int]:
-    """Return the MiB of VMEM that the kernel asks a chip for, and those its blocks may fill."""
-    return _V4_VMEM if (chip or _own_chip()) == "TPU v4" else _VMEM
+def _bytes_per_query(keys: int, heads: int, head_dim: int, itemsize: int) -> int:
+    """Return the VMEM for a query: twice with its output, its sums, and its scores of all keys."""
+    return heads * (head_dim * (4 * itemsize + 4) + 2 * itemsize * keys)
 
 
 def _own_chip() -> str | None:
@@ -126,7 +123,9 @@ def flash_attention(
     K = k.shape[2]
     G, P = N // K, heads_per_block(K, H)
     width = P * G * H
+    chip = chip or _own_chip()
     queries, keys = block or block_sizes(T, P * G, H, q.dtype.itemsize, chip)
+    filled = queries * _bytes_per_query(keys, P * G, H, q.dtype.itemsize)
     rows, columns = visits(T, queries, keys)
     # The maps point into the arrays whatever the lengths, and no text is a length of 0.
     lengths = jnp.where(lengths > starts, jnp.minimum(lengths, T), 0).astype(jnp.int32)
@@ -163,7 +162,7 @@ def flash_attention(
         out_shape=jax.eval_shape(lambda: q.reshape(B, T, N * H)),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=vmem(chip)[0] * 2**20,
+            vmem_limit_bytes=None if filled <= _ROOM_UNASKED or chip == "TPU v4" else _ASKED,
         ),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * N * T * T * H,
