@@ -126,9 +126,6 @@ class Topology:
 def get(name: str) -> Topology:
     """Return a slice by name: "v5e:4x4" is sixteen v5e chips.
 
-    From here on, this process neither keeps compiled programs on disk nor reads kept ones: JAX's
-    persistent cache takes those for descriptions, too, but can't read them back.
-
     Raises
     ------
     InputError
@@ -149,11 +146,9 @@ def get(name: str) -> Topology:
             "pip install 'llama_nb[pod]' (or libtpu)."
         ) from None
     from jax.experimental import topologies
-    from jax.experimental.compilation_cache import compilation_cache
 
     compat.allow_compiling_for_descriptions()
-    jax.config.update("jax_enable_compilation_cache", False)
-    compilation_cache.reset_cache()  # JAX looks once per process whether the cache is on.
+    compat.keep_no_programs_for_descriptions()
     # Slices of less than a host: older compilers want to hear so.
     sizes = [int(size) for size in shape.split("x")]
     small = {"chips_per_host_bounds": [*sizes, 1][:3]} if math.prod(sizes) < 4 else {}
