@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax import lax
 
 from llama_nb.errors import InputError
@@ -47,6 +48,11 @@ def choose(attention: str, device: Any) -> Choice:
     if attention == "auto":
         attention = "pallas" if platform == "tpu" or _gpu_kernels(platform) else "xla"
     return Choice(attention, platform, device.device_kind)
+
+
+def own_chip() -> str | None:
+    """Return what JAX calls this process's TPU, or None where there is none."""
+    return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else None
 
 
 def _gpu_kernels(platform: str) -> bool:

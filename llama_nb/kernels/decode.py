@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from llama_nb.errors import InputError
 from llama_nb.kernels import decode_xla
-from llama_nb.kernels.choice import Choice, dispatch
+from llama_nb.kernels.choice import Choice, dispatch, own_chip
 from llama_nb.kernels.ragged import NOTHING, check_ends
 
 _LANES = 128
@@ -131,8 +131,7 @@ def block_slots(K: int, S: int, H: int, itemsize: int, chip: str | None = None) 
     chip
         As JAX names it; by default this process's TPU, else the slowest.
     """
-    if chip is None and jax.default_backend() == "tpu":
-        chip = jax.devices()[0].device_kind
+    chip = chip or own_chip()
     per_slot = K * max(H, _LANES) * itemsize
     size = min(_MICROSECOND.get(chip, min(_MICROSECOND.values())), _MOST_BYTES) // per_slot
     block = max(_LANES, 1 << int(size).bit_length() - 1) if size else _LANES

@@ -9,6 +9,8 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from llama_nb.kernels.choice import own_chip
+
 LANES = 128
 # Keys of a block: enough work for the matrix units to hide what a step of the grid costs, a
 # fraction of a microsecond; more on chips that are several times as fast.
@@ -47,9 +49,9 @@ def block_sizes(
     itemsize
         Bytes per number.
     chip
-        As JAX names it; by default this process's TPU, else the slowest.
+        As JAX names it; by default this process's TPU, else one of v5e's speed and memory.
     """
-    chip = chip or _own_chip()
+    chip = chip or own_chip()
     keys, room = _KEYS.get(chip, _FEWER_KEYS), _V4_ROOM if chip == "TPU v4" else _ROOM
     queries, each = _QUERIES, _bytes_per_query(keys, heads, head_dim, itemsize)
     while queries > _FEWEST_QUERIES and queries * each > room:
@@ -61,10 +63,6 @@ def block_sizes(
 def _bytes_per_query(keys: int, heads: int, head_dim: int, itemsize: int) -> int:
     """Return the VMEM for a query: twice with its output, its sums, and its scores of all keys."""
     return heads * (head_dim * (4 * itemsize + 4) + 2 * itemsize * keys)
-
-
-def _own_chip() -> str | None:
-    return jax.devices()[0].device_kind if jax.default_backend() == "tpu" else None
 
 
 def visits(T: int, queries: int, keys: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +121,7 @@ def flash_attention(
     K = k.shape[2]
     G, P = N // K, heads_per_block(K, H)
     width = P * G * H
-    chip = chip or _own_chip()
+    chip = chip or own_chip()
     queries, keys = block or block_sizes(T, P * G, H, q.dtype.itemsize, chip)
     filled = queries * _bytes_per_query(keys, P * G, H, q.dtype.itemsize)
     rows, columns = visits(T, queries, keys)
